@@ -1,0 +1,1 @@
+"""The lab's automation: one module per concern, see SCRIPTS.md."""

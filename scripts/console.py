@@ -1,0 +1,200 @@
+"""What people see: status lines, tables, and the log file that keeps the details.
+
+Lines are live in a terminal and plain in a pipe or under CI. NO_COLOR is honoured (by rich).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+HEARTBEAT_S = 30.0
+
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_log = logging.getLogger("gitops-lab")
+_log.addHandler(logging.NullHandler())
+_log.propagate = False
+_local = threading.local()
+
+
+def is_live() -> bool:
+    """Whether lines may be redrawn in place: a terminal, and not CI."""
+    return _out.is_terminal and not os.environ.get("CI")
+
+
+def open_log(path: Path) -> None:
+    """Keep the details of this run in a file, apart from what the terminal shows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(threadName)s %(message)s"))
+    _log.setLevel(logging.DEBUG)
+    _log.addHandler(handler)
+
+
+def debug(message: str) -> None:
+    """Write a line to the log file only."""
+    _log.debug(message)
+
+
+def line(message: str = "", style: str = "") -> None:
+    """Print a line of information."""
+    _log.info(message)
+    _out.print(Text(message, style=style))
+
+
+def warn(message: str) -> None:
+    """Print a warning on standard error."""
+    _log.warning(message)
+    _err.print(Text("! ", style="yellow").append(message, style=""))
+
+
+def error(message: str) -> None:
+    """Print an error on standard error, its first line marked."""
+    _log.error(message)
+    first, _, rest = message.partition("\n")
+    _err.print(Text("✘ ", style="bold red").append(first, style="bold"))
+    if rest:
+        _err.print(Text(rest))
+
+
+def raw(text: str) -> None:
+    """Print text as it is, for machines (JSON) and for pipes."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+    """Print a table."""
+    grid = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    # A pipe has no width: a table is never cut for it.
+    width = None if _out.is_terminal else 200
+    _out.print(grid, width=width)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people write it."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+
+
+def note(message: str) -> None:
+    """Say what the current step is doing: live beside the step in a terminal, a log line elsewhere."""
+    _log.info(message)
+    task = getattr(_local, "task", None)
+    if task is not None:
+        task.detail = message
+
+
+class _Task:
+    """A step that is running: its label, what it does now and since when."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.detail = ""
+        self.started = time.monotonic()
+        self.said_at = self.started
+
+
+class Board:
+    """The running steps. In a terminal each has a live line; in a pipe each gets a line now and then."""
+
+    def __init__(self) -> None:
+        self._tasks: list[_Task] = []
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+        self._stop = threading.Event()
+        self._beat: threading.Thread | None = None
+
+    def __enter__(self) -> Board:
+        if is_live():
+            self._live = Live(get_renderable=self._draw, console=_out, refresh_per_second=8, transient=True)
+            self._live.__enter__()
+        else:
+            self._beat = threading.Thread(target=self._heartbeat, daemon=True, name="heartbeat")
+            self._beat.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        if self._live:
+            self._live.__exit__(None, None, None)
+        if self._beat:
+            self._beat.join()
+
+    def _draw(self) -> Table:
+        grid = Table.grid(padding=(0, 1))
+        now = time.monotonic()
+        frame = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"[int(now * 10) % 10]
+        with self._lock:
+            for task in self._tasks:
+                grid.add_row(
+                    Text(frame, style="cyan"),
+                    Text(task.label),
+                    Text(duration(now - task.started), style="dim"),
+                    Text(task.detail, style="dim", overflow="ellipsis", no_wrap=True),
+                )
+        return grid
+
+    def _heartbeat(self) -> None:
+        while not self._stop.wait(1.0):
+            now = time.monotonic()
+            with self._lock:
+                for task in self._tasks:
+                    if now - task.said_at >= HEARTBEAT_S:
+                        task.said_at = now
+                        _out.print(Text(f"… {task.label}: {task.detail or 'running'} ({duration(now - task.started)})"))
+
+    @contextlib.contextmanager
+    def task(self, label: str) -> Iterator[_Task]:
+        """Show a step as running until the block ends; `note()` in this thread then speaks for it."""
+        task = _Task(label)
+        with self._lock:
+            self._tasks.append(task)
+        previous = getattr(_local, "task", None)
+        _local.task = task
+        try:
+            yield task
+        finally:
+            _local.task = previous
+            with self._lock:
+                self._tasks.remove(task)
+
+
+@contextlib.contextmanager
+def speak_for(task: object) -> Iterator[None]:
+    """Let `note()` in this thread speak for a step that another thread started."""
+    previous = getattr(_local, "task", None)
+    _local.task = task
+    try:
+        yield
+    finally:
+        _local.task = previous
+
+
+def current_task() -> object:
+    """Return the step this thread speaks for, to hand it to a helper thread."""
+    return getattr(_local, "task", None)
+
+
+def done(label: str, seconds: float, detail: str = "", ok: bool = True) -> None:
+    """Print a finished step: its mark, its time, what it found or did."""
+    _log.info("%s %s %s %s", "done" if ok else "FAILED", label, duration(seconds), detail)
+    mark = Text("✔ ", style="green") if ok else Text("✘ ", style="bold red")
+    _out.print(mark.append(label, style="").append(f"  {duration(seconds)}", style="dim").append(f"  {detail}", style="dim"))

@@ -1,0 +1,140 @@
+"""The only place that starts a process.
+
+Argument lists, never a shell string; always a time limit; on failure the command, its exit code and its
+last lines. Secrets go in by standard input or a file, never as an argument::
+
+    run(["kind", "get", "clusters"], timeout_s=30).stdout.split()
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from scripts import console
+from scripts.errors import LabError
+
+LAST_LINES = 15
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A finished process: what was run, its exit code and what it printed."""
+
+    args: tuple[str, ...]
+    exit_code: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+class CommandError(LabError):
+    """A command that failed, timed out or could not be started."""
+
+    def __init__(self, args: Sequence[str], exit_code: int | None, output: str, why: str, mend: str = "") -> None:
+        self.command = tuple(args)
+        self.exit_code = exit_code
+        self.output = output
+        super().__init__(f"`{printable(args)}` {why}", mend, last_lines(output))
+
+
+def printable(args: Sequence[str]) -> str:
+    """Return the command as one would type it, shortened to a line."""
+    text = shlex.join(str(a) for a in args)
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def last_lines(text: str, count: int = LAST_LINES) -> str:
+    """Return the last non-empty lines of a text, indented for the terminal."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(f"    {line}" for line in lines[-count:])
+
+
+def run(
+    args: Sequence[str | Path],
+    *,
+    timeout_s: float,
+    input_text: str | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+    log_file: Path | None = None,
+    mend: str = "",
+) -> Completed:
+    """Run a command to its end and return what it printed.
+
+    Args:
+        args: the program and its arguments.
+        timeout_s: seconds after which the whole process group is killed.
+        input_text: standard input; the way to hand over a secret.
+        env: variables added to the environment.
+        check: raise CommandError unless the exit code is 0.
+        log_file: where both streams go instead of memory (long builds); its end is quoted on failure.
+        mend: the line that tells the user how to mend a failure.
+    """
+    argv = [str(a) for a in args]
+    console.debug(f"$ {printable(argv)}")
+    started = time.monotonic()
+    sink: IO[str] | int = log_file.open("a", encoding="utf-8", errors="replace") if log_file else subprocess.PIPE
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE if input_text is not None else subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT if log_file else subprocess.PIPE,
+            cwd=cwd,
+            env={**os.environ, **env} if env else None,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise CommandError(argv, None, "", "could not be started: the program is not there", mend) from None
+    except PermissionError:
+        raise CommandError(argv, None, "", "could not be started: not executable", mend) from None
+    finally:
+        if log_file and not isinstance(sink, int):
+            sink.close()
+    try:
+        stdout, stderr = process.communicate(input_text, timeout=timeout_s)
+    except BaseException as error:
+        # The group goes too: a build's compilers must not outlive an interrupted or timed-out build.
+        kill_group(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            tail = _tail(log_file) if log_file else "".join(_text(s) for s in (error.stdout, error.stderr))
+            raise CommandError(argv, None, tail, f"did not end within {timeout_s:.0f} s", mend) from None
+        raise
+    done = Completed(tuple(argv), process.returncode, stdout or "", stderr or "", time.monotonic() - started)
+    console.debug(f"  exit {done.exit_code} after {done.seconds:.2f} s")
+    if check and done.exit_code != 0:
+        output = _tail(log_file) if log_file else done.stdout + done.stderr
+        where = f"; its log: {log_file}" if log_file else ""
+        raise CommandError(argv, done.exit_code, output, f"failed with exit code {done.exit_code}{where}", mend)
+    return done
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """End a process started in a session of its own, with all its children."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait(timeout=30)
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 8192))
+        return file.read().decode(errors="replace")
+
+
+def _text(stream: bytes | str | None) -> str:
+    return stream.decode(errors="replace") if isinstance(stream, bytes) else stream or ""

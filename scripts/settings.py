@@ -1,0 +1,221 @@
+"""Names, ports and paths: the one place that reads the environment, and the one that names things.
+
+Every value of the environment is checked here, before anything changes. `make help` lists the variables.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+
+from scripts.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+FLUX_CD = ROOT / "flux-cd"
+KIND_DIR = ROOT / "kind"
+APP_DIR = ROOT / "app"
+OVERLAYS = FLUX_CD / "applications" / "mock-cluster-aka-namespaces"
+
+APP_NAME = "demo-app"
+APP_PORT = 8000
+FLUX_NAMESPACE = "flux-system"
+EDGE_NAMESPACE = "edge"
+# The registry's name inside the cluster: the same whatever its port on the host is, so that manifests in Git never change with it.
+REGISTRY_IN_CLUSTER = "registry.lab"
+# The Git server's name inside the cluster: a Service whose EndpointSlice setup keeps, so that it survives a change of address.
+GIT_HOST_IN_CLUSTER = f"git-server.{FLUX_NAMESPACE}.svc.cluster.local"
+GIT_REPOSITORY = "lab.git"
+MAIN_BRANCH = "main"
+EDGE_NODE_PORT = 30080
+RECEIVER_NODE_PORT = 30092
+RECEIVER_NAME = "git-push"
+# Labels on everything that setup creates in the engine: how teardown knows its own from others'.
+OWNER_LABEL = "gitops-lab.owner"
+KIND_CLUSTER_LABEL = "io.x-k8s.kind.cluster"
+
+INOTIFY_WATCHES = 524288
+INOTIFY_INSTANCES = 512
+MIN_MEMORY_BYTES = 6 * 1024**3
+MIN_DISK_BYTES = {"source": 30 * 1024**3, "registry": 12 * 1024**3}
+# With every output in the cache, source mode only loads images.
+MIN_DISK_WARM_BYTES = 8 * 1024**3
+
+
+class ImageSource(StrEnum):
+    """Where tools and images come from."""
+
+    AUTO = "auto"
+    REGISTRY = "registry"
+    SOURCE = "source"
+
+
+class Edge(StrEnum):
+    """Whether the lab has an edge (Gateway API by Envoy Gateway)."""
+
+    ENVOY = "envoy"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run's names, ports and choices."""
+
+    cluster_name: str = "gitops-lab"
+    image_source: ImageSource = ImageSource.AUTO
+    edge: Edge = Edge.ENVOY
+    edge_port: int = 8080
+    registry_port: int = 5001
+    git_port: int = 8090
+    git_remote: str = "lab"
+    git_url: str = ""
+    kube_context: str = ""
+    subnet: str = ""
+    cache_dir: Path = Path.home() / ".cache" / "gitops-lab"
+    state_root: Path = Path.home() / ".local" / "state" / "gitops-lab"
+    yes: bool = False
+
+    @property
+    def owns_cluster(self) -> bool:
+        """Whether the cluster is the embedded kind cluster, not one the user named."""
+        return not self.kube_context
+
+    @property
+    def owns_git(self) -> bool:
+        """Whether the Git server is the embedded one."""
+        return not self.git_url
+
+    @property
+    def context(self) -> str:
+        """The kubeconfig context that every call carries."""
+        return self.kube_context or f"kind-{self.cluster_name}"
+
+    @property
+    def network(self) -> str:
+        """The engine's network of this lab: its own, so that teardown can remove it."""
+        return self.cluster_name
+
+    @property
+    def registry_container(self) -> str:
+        """Name of the registry's container and, on the lab's network, host."""
+        return f"{self.cluster_name}-registry"
+
+    @property
+    def git_container(self) -> str:
+        """Name of the Git server's container and, on the lab's network, host."""
+        return f"{self.cluster_name}-git"
+
+    @property
+    def registry_volume(self) -> str:
+        """Volume that keeps pushed images across clusters."""
+        return f"{self.cluster_name}-registry-data"
+
+    @property
+    def git_volume(self) -> str:
+        """Volume that keeps the Git repository across clusters."""
+        return f"{self.cluster_name}-git-data"
+
+    @property
+    def control_plane(self) -> str:
+        """Container of the control-plane node."""
+        return f"{self.cluster_name}-control-plane"
+
+    @property
+    def git_push_url(self) -> str:
+        """Where the working copy pushes to."""
+        return self.git_url or f"http://127.0.0.1:{self.git_port}/{GIT_REPOSITORY}"
+
+    @property
+    def git_fetch_url(self) -> str:
+        """Where Flux fetches from."""
+        return self.git_url or f"http://{GIT_HOST_IN_CLUSTER}/{GIT_REPOSITORY}"
+
+    @property
+    def state_dir(self) -> Path:
+        """Logs, timings and diagnostics of this cluster."""
+        return self.state_root / self.cluster_name
+
+    @cached_property
+    def tools_dir(self) -> Path:
+        """The one folder in which step 2 leaves the command-line tools."""
+        return self.cache_dir / "tools"
+
+
+_NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
+
+
+def _port(environ: Mapping[str, str], variable: str, default: int) -> int:
+    text = environ.get(variable, "")
+    if not text:
+        return default
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise UsageError(f"{variable}={text} is not a port.", f"give a number from 1 to 65535, as in {variable}={default}")
+    return int(text)
+
+
+def _choice(environ: Mapping[str, str], variable: str, kind: type[StrEnum], default: StrEnum) -> str:
+    text = environ.get(variable, "") or str(default)
+    choices = [str(c) for c in kind]
+    if text not in choices:
+        raise UsageError(f"{variable}={text} is not known.", f"take one of: {', '.join(choices)}")
+    return text
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Return the settings that the environment asks for; raises UsageError for a value that can't be used."""
+    env = os.environ if environ is None else environ
+    defaults = Settings()
+    name = env.get("CLUSTER_NAME", "") or defaults.cluster_name
+    if not _NAME.match(name):
+        raise UsageError(
+            f"CLUSTER_NAME={name} can't name a cluster.",
+            "use at most 40 lower-case letters, digits and dashes, with a letter or digit at both ends",
+        )
+    ports = {
+        "EDGE_PORT": _port(env, "EDGE_PORT", defaults.edge_port),
+        "REGISTRY_PORT": _port(env, "REGISTRY_PORT", defaults.registry_port),
+        "GIT_PORT": _port(env, "GIT_PORT", defaults.git_port),
+    }
+    if len(set(ports.values())) < len(ports):
+        shown = ", ".join(f"{k}={v}" for k, v in ports.items())
+        raise UsageError(f"Two ports are the same: {shown}.", "give each a number of its own")
+    home = Path(env.get("HOME", "") or Path.home())
+    cache = Path(env.get("XDG_CACHE_HOME", "") or home / ".cache") / "gitops-lab"
+    state = Path(env.get("XDG_STATE_HOME", "") or home / ".local" / "state") / "gitops-lab"
+    return Settings(
+        cluster_name=name,
+        image_source=ImageSource(_choice(env, "IMAGE_SOURCE", ImageSource, defaults.image_source)),
+        edge=Edge(_choice(env, "EDGE", Edge, defaults.edge)),
+        edge_port=ports["EDGE_PORT"],
+        registry_port=ports["REGISTRY_PORT"],
+        git_port=ports["GIT_PORT"],
+        git_remote=env.get("GIT_REMOTE", "") or defaults.git_remote,
+        git_url=env.get("GIT_URL", ""),
+        kube_context=env.get("KUBE_CONTEXT", ""),
+        subnet=env.get("SUBNET", ""),
+        cache_dir=cache,
+        state_root=state,
+        yes=env.get("YES", "") == "1",
+    )
+
+
+def environments() -> list[str]:
+    """Return the environments of this tree: the folders that hold an overlay."""
+    return sorted((p.parent.name for p in OVERLAYS.glob("*/kustomization.yaml")), key=_environment_order)
+
+
+def _environment_order(name: str) -> tuple[int, str]:
+    known = ["dev", "staging", "production"]
+    return (known.index(name) if name in known else len(known), name)
+
+
+def require_environment(name: str) -> str:
+    """Return the name if it is an environment of this tree; raises UsageError otherwise."""
+    known = environments()
+    if name not in known:
+        raise UsageError(f"ENV={name or '(empty)'} is not an environment.", f"take one of: {', '.join(known)}")
+    return name
