@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -82,10 +85,12 @@ def run(
     argv = [str(a) for a in args]
     console.debug(f"$ {printable(argv)}")
     started = time.monotonic()
+    if not shutil.which(argv[0]):
+        raise CommandError(argv, None, "", "could not be started: there is no such program", mend)
     sink: IO[str] | int = log_file.open("a", encoding="utf-8", errors="replace") if log_file else subprocess.PIPE
     try:
         process = subprocess.Popen(
-            argv,
+            [*_die_with_parent(), *argv],
             stdin=subprocess.PIPE if input_text is not None else subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT if log_file else subprocess.PIPE,
@@ -95,10 +100,8 @@ def run(
             errors="replace",
             start_new_session=True,
         )
-    except FileNotFoundError:
-        raise CommandError(argv, None, "", "could not be started: the program is not there", mend) from None
-    except PermissionError:
-        raise CommandError(argv, None, "", "could not be started: not executable", mend) from None
+    except OSError as error:
+        raise CommandError(argv, None, "", f"could not be started: {error.strerror}", mend) from None
     finally:
         if log_file and not isinstance(sink, int):
             sink.close()
@@ -120,6 +123,16 @@ def run(
     return done
 
 
+@cache
+def _die_with_parent() -> tuple[str, ...]:
+    """Return a prefix that lets the kernel end a command when this process is killed (Linux, util-linux).
+
+    Without it a `kind create` or a build would go on after its setup was killed, beside the next one.
+    """
+    setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
+    return (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
+
+
 def kill_group(process: subprocess.Popen[str]) -> None:
     """End a process started in a session of its own, with all its children."""
     try:
@@ -138,3 +151,19 @@ def _tail(path: Path) -> str:
 
 def _text(stream: bytes | str | None) -> str:
     return stream.decode(errors="replace") if isinstance(stream, bytes) else stream or ""
+
+
+def spawn_daemon(args: Sequence[str | Path], log_file: Path, env: Mapping[str, str] | None = None) -> int:
+    """Start a long-lived process in a session of its own, its output in a file, and return its id."""
+    argv = [str(a) for a in args]
+    console.debug(f"$ {printable(argv)} &")
+    with log_file.open("a", encoding="utf-8") as sink:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **env} if env else None,
+            start_new_session=True,
+        )
+    return process.pid

@@ -1,0 +1,133 @@
+"""The working copy and the lab's remote: what may be pushed, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.errors import LabError, UsageError
+from scripts.outcome import Outcome
+from scripts.process import CommandError, Completed, run
+from scripts.settings import MAIN_BRANCH, ROOT, Settings
+
+PROMOTION_BRANCHES = {"staging": "env/staging", "production": "env/production"}
+PUSH_TIMEOUT_S = 120
+# Never ask: a prompt would hang a setup that nobody watches.
+_ENV = {"GIT_TERMINAL_PROMPT": "0"}
+
+
+def git(*args: str | Path, timeout_s: float = 30, check: bool = True, root: Path = ROOT) -> Completed:
+    """Run one `git` command in the working copy."""
+    return run(["git", "-C", root, *args], timeout_s=timeout_s, check=check, env=_ENV)
+
+
+@dataclass(frozen=True)
+class WorkingCopy:
+    """The state of the working copy that matters for a push."""
+
+    head: str
+    dirty: tuple[str, ...]
+
+
+def working_copy(root: Path = ROOT) -> WorkingCopy:
+    """Return the working copy's commit and what is uncommitted in the folders that Flux reads."""
+    if git("rev-parse", "--git-dir", check=False, root=root).exit_code != 0:
+        raise UsageError(
+            "This folder is not a Git working copy, and Flux deploys from Git.", "clone the repository instead of copying it"
+        )
+    head = git("rev-parse", "--verify", "--quiet", "HEAD", check=False, root=root).stdout.strip()
+    if not head:
+        raise UsageError("This repository has no commit yet.", "git add -A && git commit")
+    status = git("status", "--porcelain", "--", "flux-cd", root=root).stdout
+    return WorkingCopy(head, tuple(line[3:] for line in status.splitlines()))
+
+
+def require_clean(root: Path = ROOT) -> WorkingCopy:
+    """Return the working copy; raises UsageError if something in flux-cd is uncommitted."""
+    copy = working_copy(root)
+    if copy.dirty:
+        shown = ", ".join(copy.dirty[:3]) + (" …" if len(copy.dirty) > 3 else "")
+        raise UsageError(
+            f"Uncommitted changes in flux-cd would not be pushed: {shown}.",
+            "git add flux-cd && git commit, or git stash",
+        )
+    return copy
+
+
+def ensure_remote(settings: Settings, root: Path = ROOT) -> Outcome:
+    """Make the remote point at the lab's Git server; a remote of that name that points elsewhere is refused."""
+    done = git("remote", "get-url", settings.git_remote, check=False, root=root)
+    current = done.stdout.strip()
+    if done.exit_code != 0:
+        git("remote", "add", settings.git_remote, settings.git_push_url, root=root)
+        return Outcome(True, f"remote {settings.git_remote} added")
+    if current == settings.git_push_url:
+        return Outcome(False, f"remote {settings.git_remote}")
+    if current.startswith("http://127.0.0.1:") and current.endswith("/lab.git"):
+        # An earlier lab's address (another GIT_PORT): ours to move.
+        git("remote", "set-url", settings.git_remote, settings.git_push_url, root=root)
+        return Outcome(True, f"remote {settings.git_remote} moved to {settings.git_push_url}")
+    raise UsageError(
+        f"The Git remote {settings.git_remote} points at {current}.",
+        f"take another name with GIT_REMOTE=…, or: git remote remove {settings.git_remote}",
+    )
+
+
+def remove_remote(settings: Settings, root: Path = ROOT) -> Outcome:
+    """Remove the remote if it is the lab's own."""
+    done = git("remote", "get-url", settings.git_remote, check=False, root=root)
+    if done.exit_code == 0 and done.stdout.strip() == settings.git_push_url and settings.owns_git:
+        git("remote", "remove", settings.git_remote, root=root)
+        return Outcome(True, f"remote {settings.git_remote} removed")
+    return Outcome(False, "no remote of the lab's")
+
+
+def remote_branches(settings: Settings, root: Path = ROOT) -> dict[str, str]:
+    """Return the remote's branches with their commits."""
+    done = git(
+        "ls-remote", "--heads", settings.git_push_url if settings.owns_git else settings.git_remote, root=root, timeout_s=60
+    )
+    pairs = (line.split("\t") for line in done.stdout.splitlines() if "\t" in line)
+    return {ref.removeprefix("refs/heads/"): commit for commit, ref in pairs}
+
+
+def is_ancestor(older: str, newer: str, root: Path = ROOT) -> bool:
+    """Whether a commit is contained in another; False when one of them is not known here."""
+    return git("merge-base", "--is-ancestor", older, newer, check=False, root=root).exit_code == 0
+
+
+def push_main(settings: Settings, head: str, root: Path = ROOT) -> Outcome:
+    """Push a commit to the remote's main branch, never over somebody's commits."""
+    current = remote_branches(settings, root).get(MAIN_BRANCH, "")
+    if current == head:
+        return Outcome(False, f"{MAIN_BRANCH} is at {head[:10]}")
+    if current and is_ancestor(head, current, root):
+        return Outcome(False, f"{MAIN_BRANCH} is ahead of this clone, at {current[:10]}")
+    push(settings, f"{head}:refs/heads/{MAIN_BRANCH}", root)
+    return Outcome(True, f"{head[:10]} pushed to {MAIN_BRANCH}")
+
+
+def push(settings: Settings, refspec: str, root: Path = ROOT) -> str:
+    """Push one refspec and return what the remote said; a remote that moved on is a clear refusal."""
+    try:
+        return git("push", settings.git_remote, refspec, timeout_s=PUSH_TIMEOUT_S, root=root).stderr
+    except CommandError as error:
+        if any(word in error.output for word in ("non-fast-forward", "fetch first", "rejected")):
+            branch = refspec.rpartition(":")[2].removeprefix("refs/heads/")
+            raise LabError(
+                f"The remote's {branch} has commits that this clone lacks; nothing was pushed.",
+                f"git pull --rebase {settings.git_remote} {branch}, then push again",
+            ) from None
+        raise
+
+
+def ensure_environment_branches(settings: Settings, root: Path = ROOT) -> Outcome:
+    """Create the promotion branches at main's commit where the remote lacks them."""
+    branches = remote_branches(settings, root)
+    missing = [branch for branch in PROMOTION_BRANCHES.values() if branch not in branches]
+    for branch in missing:
+        source = branches[MAIN_BRANCH]
+        if git("cat-file", "-e", f"{source}^{{commit}}", check=False, root=root).exit_code != 0:
+            git("fetch", settings.git_remote, MAIN_BRANCH, timeout_s=PUSH_TIMEOUT_S, root=root)
+        push(settings, f"{source}:refs/heads/{branch}", root)
+    return Outcome(bool(missing), f"{', '.join(missing)} created" if missing else "environment branches are there")

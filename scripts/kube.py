@@ -1,0 +1,189 @@
+"""The one wrapper of the Kubernetes API: every call carries an explicit context.
+
+Reads go through the `kubernetes` client; whole sets of objects are applied by `kubectl apply --server-side`,
+which knows the order of kinds.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from scripts.errors import LabError
+from scripts.process import Completed, run
+
+FIELD_MANAGER = "gitops-lab"
+REQUEST_TIMEOUT_S = 10
+T = TypeVar("T")
+
+FLUX_KINDS = {
+    "GitRepository": ("source.toolkit.fluxcd.io", "v1", "gitrepositories"),
+    "Kustomization": ("kustomize.toolkit.fluxcd.io", "v1", "kustomizations"),
+    "Receiver": ("notification.toolkit.fluxcd.io", "v1", "receivers"),
+}
+Object = dict[str, Any]
+
+
+class UnreachableError(LabError):
+    """The API server of the context does not answer."""
+
+
+class Kube:
+    """The API of one context."""
+
+    def __init__(self, context: str, kubectl: Path | str = "kubectl") -> None:
+        self.context = context
+        self.kubectl_path = kubectl
+
+    @cached_property
+    def _api(self) -> Any:
+        from kubernetes import client, config
+
+        try:
+            api = config.new_client_from_config(context=self.context)
+        except config.ConfigException:
+            raise UnreachableError(
+                f"kubeconfig has no context {self.context}.",
+                "run `make setup-all`, or name an existing one with KUBE_CONTEXT",
+            ) from None
+        api.configuration.retries = False
+        assert isinstance(api, client.ApiClient)
+        return api
+
+    @cached_property
+    def core(self) -> Any:
+        """The core/v1 API."""
+        from kubernetes import client
+
+        return client.CoreV1Api(self._api)
+
+    @cached_property
+    def apps(self) -> Any:
+        """The apps/v1 API."""
+        from kubernetes import client
+
+        return client.AppsV1Api(self._api)
+
+    @cached_property
+    def autoscaling(self) -> Any:
+        """The autoscaling/v2 API."""
+        from kubernetes import client
+
+        return client.AutoscalingV2Api(self._api)
+
+    @cached_property
+    def custom(self) -> Any:
+        """The API of custom objects."""
+        from kubernetes import client
+
+        return client.CustomObjectsApi(self._api)
+
+    def call(self, method: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call an API method with a time limit; an unreachable server becomes one clear line."""
+        import urllib3
+
+        try:
+            return method(*args, _request_timeout=REQUEST_TIMEOUT_S, **kwargs)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise UnreachableError(
+                f"The cluster of context {self.context} can't be reached ({_root_of(error)}).",
+                "run `make resume` after a restart, `make setup-all` for a new lab, or look at `make doctor`",
+            ) from None
+
+    def is_up(self) -> bool:
+        """Whether the API server says it is ready."""
+        from kubernetes.client import ApiException
+
+        try:
+            self.call(self._api.call_api, "/readyz", "GET", auth_settings=["BearerToken"], response_type="str")
+        except (ApiException, LabError):
+            return False
+        return True
+
+    def to_dict(self, thing: Any) -> Object:
+        """Return an API object as plain data, as it stands in YAML."""
+        plain: Object = self._api.sanitize_for_serialization(thing)
+        return plain
+
+    def list_custom(self, kind: str, namespace: str = "") -> list[Object]:
+        """Return all Flux objects of a kind; [] while its CRD is not installed."""
+        from kubernetes.client import ApiException
+
+        group, version, plural = FLUX_KINDS[kind]
+        try:
+            if namespace:
+                found = self.call(self.custom.list_namespaced_custom_object, group, version, namespace, plural)
+            else:
+                found = self.call(self.custom.list_cluster_custom_object, group, version, plural)
+        except ApiException as error:
+            if error.status == 404:
+                return []
+            raise
+        items: list[Object] = found["items"]
+        return items
+
+    def patch_custom(self, kind: str, namespace: str, name: str, patch: Object) -> None:
+        """Merge a patch into a Flux object."""
+        group, version, plural = FLUX_KINDS[kind]
+        self.call(self.custom.patch_namespaced_custom_object, group, version, namespace, plural, name, patch)
+
+    def kubectl(
+        self, *args: str | Path, timeout_s: float = 60, check: bool = True, input_text: str | None = None
+    ) -> Completed:
+        """Run kubectl with this context."""
+        return run(
+            [self.kubectl_path, "--context", self.context, *args], timeout_s=timeout_s, check=check, input_text=input_text
+        )
+
+    def apply(self, objects: Sequence[Object], timeout_s: float = 120) -> None:
+        """Apply objects server-side; this lab's fields win over earlier ones of its own."""
+        if objects:
+            text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
+            self._apply_text(text, timeout_s)
+
+    def apply_yaml(self, text: str, timeout_s: float = 120) -> None:
+        """Apply a stream of YAML documents server-side."""
+        self._apply_text(text, timeout_s)
+
+    def _apply_text(self, text: str, timeout_s: float) -> None:
+        self.kubectl(
+            "apply", "--server-side", "--force-conflicts", f"--field-manager={FIELD_MANAGER}", "--filename", "-",
+            timeout_s=timeout_s, input_text=text,
+        )  # fmt: skip
+
+    def events(self, namespace: str, limit: int = 200) -> list[Object]:
+        """Return a namespace's events, oldest first."""
+        found = self.call(self.core.list_namespaced_event, namespace, limit=limit)
+        items = [self.to_dict(e) for e in found.items]
+        return sorted(items, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
+
+
+def condition(thing: Object, kind: str = "Ready") -> Object:
+    """Return an object's condition of a type, or {}."""
+    conditions: list[Object] = thing.get("status", {}).get("conditions") or []
+    return next((c for c in conditions if c.get("type") == kind), {})
+
+
+def is_ready(thing: Object) -> bool:
+    """Whether the Ready condition is True and is about the current generation."""
+    ready = condition(thing)
+    observed = ready.get("observedGeneration") or thing.get("status", {}).get("observedGeneration")
+    current = thing.get("metadata", {}).get("generation")
+    return ready.get("status") == "True" and (observed is None or current is None or observed >= current)
+
+
+def poll(interval_s: float, timeout_s: float) -> Iterator[float]:
+    """Yield elapsed seconds at an interval until a time limit."""
+    started = time.monotonic()
+    while (elapsed := time.monotonic() - started) < timeout_s:
+        yield elapsed
+        time.sleep(interval_s)
+
+
+def _root_of(error: BaseException) -> str:
+    reason = getattr(error, "reason", None)
+    return str(reason or error).split("(Caused by")[0].strip()[:160] or type(error).__name__

@@ -1,0 +1,120 @@
+"""The two containers beside the cluster: the image registry and the Git server. Their data outlives clusters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from scripts.cache import digest_of
+from scripts.docker import ContainerSpec, container_ip, docker, ensure_container, ensure_volume
+from scripts.outcome import Outcome
+from scripts.settings import (
+    FLUX_NAMESPACE,
+    GIT_HOST_IN_CLUSTER,
+    GIT_REPOSITORY,
+    RECEIVER_NODE_PORT,
+    Settings,
+)
+from scripts.waiting import wait_for
+
+REGISTRY_PORT_INSIDE = 5000
+GIT_PORT_INSIDE = 8080
+READY_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class SidecarImages:
+    """The images step 2 left for the two containers."""
+
+    registry: str
+    git_server: str
+
+
+def ensure_registry(settings: Settings, image: str) -> Outcome:
+    """Make the registry run and answer."""
+    ensure_volume(settings.registry_volume, settings.cluster_name)
+    spec = ContainerSpec(
+        name=settings.registry_container,
+        image=image,
+        owner=settings.cluster_name,
+        network=settings.network,
+        ports={settings.registry_port: REGISTRY_PORT_INSIDE},
+        volumes={settings.registry_volume: "/var/lib/registry"},
+        environment={"REGISTRY_STORAGE_DELETE_ENABLED": "true", "OTEL_TRACES_EXPORTER": "none"},
+    )
+    verb = ensure_container(spec, digest_of(spec.__dict__)[:16])
+    _wait_for_http("the registry", settings.registry_container, f"http://127.0.0.1:{settings.registry_port}/v2/")
+    return Outcome(verb != "found", f"registry {verb}")
+
+
+def ensure_git_server(settings: Settings, image: str) -> Outcome:
+    """Make the Git server run and answer."""
+    ensure_volume(settings.git_volume, settings.cluster_name)
+    spec = ContainerSpec(
+        name=settings.git_container,
+        image=image,
+        owner=settings.cluster_name,
+        network=settings.network,
+        ports={settings.git_port: GIT_PORT_INSIDE},
+        volumes={settings.git_volume: "/srv/git"},
+    )
+    verb = ensure_container(spec, digest_of(spec.__dict__)[:16])
+    url = f"http://127.0.0.1:{settings.git_port}/{GIT_REPOSITORY}/info/refs?service=git-upload-pack"
+    _wait_for_http("the Git server", settings.git_container, url)
+    return Outcome(verb != "found", f"Git server {verb}")
+
+
+def _wait_for_http(what: str, container: str, url: str) -> None:
+    session = requests.Session()
+    session.trust_env = False  # a proxy is never between this machine and itself
+
+    def pending() -> list[str]:
+        try:
+            answer = session.get(url, timeout=5)
+        except requests.RequestException as error:
+            return [f"{url}: {type(error).__name__}"]
+        return [] if answer.status_code == 200 else [f"{url}: HTTP {answer.status_code}"]
+
+    def explain() -> str:
+        done = docker("logs", "--tail", "20", container, check=False)
+        return done.stdout + done.stderr
+
+    wait_for(f"{what} answers", pending, timeout_s=READY_TIMEOUT_S, mend=f"docker logs {container}", explain=explain)
+
+
+def git_service_objects(settings: Settings) -> list[dict[str, Any]]:
+    """Return the Service and EndpointSlice by which the cluster knows the Git server beside it."""
+    name = GIT_HOST_IN_CLUSTER.partition(".")[0]
+    metadata = {"name": name, "namespace": FLUX_NAMESPACE}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata,
+            "spec": {"ports": [{"name": "http", "port": 80, "targetPort": GIT_PORT_INSIDE}]},
+        },
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {**metadata, "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4",
+            "ports": [{"name": "http", "port": GIT_PORT_INSIDE}],
+            "endpoints": [
+                {
+                    "addresses": [container_ip(settings.git_container, settings.network)],
+                    "conditions": {"ready": True},
+                }
+            ],
+        },
+    ]
+
+
+def connect_receiver(settings: Settings, webhook_path: str, token: str) -> None:
+    """Tell the Git server's hook where Flux's Receiver is; the token goes in by standard input."""
+    url = f"http://{settings.control_plane}:{RECEIVER_NODE_PORT}{webhook_path}"
+    text = json.dumps({"url": url, "token": token})
+    script = "umask 077 && cat > /srv/git/.receiver.json && mv /srv/git/.receiver.json /srv/git/receiver.json"
+    docker("exec", "--interactive", settings.git_container, "sh", "-euc", script, input_text=text)

