@@ -102,6 +102,19 @@ def note(message: str) -> None:
         task.detail = message
 
 
+_board: Board | None = None
+
+
+@contextlib.contextmanager
+def lane(label: str) -> Iterator[None]:
+    """Show one of several things that run side by side within a step, if a board is up."""
+    if _board is None:
+        yield
+    else:
+        with _board.task(label):
+            yield
+
+
 class _Task:
     """A step that is running: its label, what it does now and since when."""
 
@@ -123,6 +136,8 @@ class Board:
         self._beat: threading.Thread | None = None
 
     def __enter__(self) -> Board:
+        global _board
+        _board = self
         if is_live():
             self._live = Live(get_renderable=self._draw, console=_out, refresh_per_second=8, transient=True)
             self._live.__enter__()
@@ -132,6 +147,8 @@ class Board:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        global _board
+        _board = None
         self._stop.set()
         if self._live:
             self._live.__exit__(None, None, None)
@@ -175,22 +192,6 @@ class Board:
             _local.task = previous
             with self._lock:
                 self._tasks.remove(task)
-
-
-@contextlib.contextmanager
-def speak_for(task: object) -> Iterator[None]:
-    """Let `note()` in this thread speak for a step that another thread started."""
-    previous = getattr(_local, "task", None)
-    _local.task = task
-    try:
-        yield
-    finally:
-        _local.task = previous
-
-
-def current_task() -> object:
-    """Return the step this thread speaks for, to hand it to a helper thread."""
-    return getattr(_local, "task", None)
 
 
 def done(label: str, seconds: float, detail: str = "", ok: bool = True) -> None:

@@ -33,7 +33,8 @@ from scripts.lockfile import LockFile
 from scripts.outcome import Outcome
 from scripts.versions import Tool
 
-CHUNK_BYTES = 256 * 1024
+# What is lost of a body that breaks off is less than one chunk.
+CHUNK_BYTES = 64 * 1024
 NOTE_EVERY_S = 0.2
 MAX_CHECKSUMS_BYTES = 1024 * 1024
 LONGEST_RETRY_AFTER_S = 30.0
@@ -208,6 +209,8 @@ class Downloader:
         target = self.tools_dir / name
         if target.is_dir() and not target.is_symlink():
             raise DownloadError(f"{target} is a folder, where the tool {name} belongs.", f"move {target} away")
+        for leftover in self.tools_dir.glob(f".{name}-????????"):  # of a run that was killed: the lock is held
+            leftover.unlink()
         descriptor, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=self.tools_dir)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -458,8 +461,10 @@ def _disk_error(error: OSError, folder: Path) -> LabError:
 
 def _reason(error: requests.RequestException) -> str:
     """Return the innermost reason of a failed connection, without object addresses."""
-    text = str(getattr(error.args[0], "reason", error.args[0]) if error.args else error)
-    return text.rpartition(": ")[2].strip("() '\"") or type(error).__name__
+    text = str(getattr(error.args[0], "reason", error.args[0]) if error.args else error).rpartition(": ")[2]
+    while text.endswith(("'", '"')) or (text.endswith(")") and text.count(")") > text.count("(")):
+        text = text[:-1]
+    return text or type(error).__name__
 
 
 def _size(count: int) -> str:

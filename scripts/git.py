@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.errors import LabError, UsageError
 from scripts.outcome import Outcome
 from scripts.process import CommandError, Completed, run
-from scripts.settings import MAIN_BRANCH, ROOT, Settings
+from scripts.settings import MAIN_BRANCH, ROOT, Settings, environments
 
-PROMOTION_BRANCHES = {"staging": "env/staging", "production": "env/production"}
 PUSH_TIMEOUT_S = 120
 # Never ask: a prompt would hang a setup that nobody watches.
 _ENV = {"GIT_TERMINAL_PROMPT": "0"}
+
+
+def environment_branch(environment: str) -> str:
+    """Return the branch an environment follows: dev is where main arrives, the others move by promotion."""
+    return MAIN_BRANCH if environment == "dev" else f"env/{environment}"
 
 
 def git(*args: str | Path, timeout_s: float = 30, check: bool = True, root: Path = ROOT) -> Completed:
@@ -124,10 +129,34 @@ def push(settings: Settings, refspec: str, root: Path = ROOT) -> str:
 def ensure_environment_branches(settings: Settings, root: Path = ROOT) -> Outcome:
     """Create the promotion branches at main's commit where the remote lacks them."""
     branches = remote_branches(settings, root)
-    missing = [branch for branch in PROMOTION_BRANCHES.values() if branch not in branches]
+    wanted = [environment_branch(name) for name in environments()]
+    missing = [branch for branch in wanted if branch not in branches]
     for branch in missing:
         source = branches[MAIN_BRANCH]
         if git("cat-file", "-e", f"{source}^{{commit}}", check=False, root=root).exit_code != 0:
             git("fetch", settings.git_remote, MAIN_BRANCH, timeout_s=PUSH_TIMEOUT_S, root=root)
         push(settings, f"{source}:refs/heads/{branch}", root)
     return Outcome(bool(missing), f"{', '.join(missing)} created" if missing else "environment branches are there")
+
+
+def credentials(settings: Settings, environ: Mapping[str, str]) -> dict[str, str] | None:
+    """Return what Flux needs to read the user's own remote, for a Secret; None where none is given.
+
+    GIT_TOKEN (with GIT_USERNAME, default "git") for https, GIT_SSH_KEY_FILE and GIT_KNOWN_HOSTS_FILE for ssh.
+    https://fluxcd.io/flux/components/source/gitrepositories/#secret-reference
+    """
+    if settings.owns_git:
+        return None
+    if settings.git_url.startswith("ssh://"):
+        key, hosts = environ.get("GIT_SSH_KEY_FILE", ""), environ.get("GIT_KNOWN_HOSTS_FILE", "")
+        if not key or not hosts:
+            raise UsageError(
+                "GIT_URL is an ssh address, but no key is given.",
+                "set GIT_SSH_KEY_FILE to a deploy key and GIT_KNOWN_HOSTS_FILE to the host's keys (ssh-keyscan)",
+            )
+        try:
+            return {"identity": Path(key).expanduser().read_text(), "known_hosts": Path(hosts).expanduser().read_text()}
+        except OSError as error:
+            raise UsageError(f"{error.filename} can't be read: {error.strerror}.", "name a readable file") from None
+    token = environ.get("GIT_TOKEN", "")
+    return {"username": environ.get("GIT_USERNAME", "") or "git", "password": token} if token else None

@@ -104,6 +104,45 @@ class Kube:
             return False
         return True
 
+    def get_text(self, path: str, **query: str | int | bool) -> str:
+        """Return what the API server answers to GET, as it is: logs, and JSON past the typed models.
+
+        Raises UnreachableError for a server that doesn't answer, isn't ready or refuses the credentials, ApiException
+        for any other refusal.
+        """
+        from kubernetes.client import ApiException
+
+        def fetch(_request_timeout: float) -> Any:
+            request = self._api.param_serialize(
+                "GET", path, query_params=list(query.items()), header_params={"Accept": "*/*"}, auth_settings=["BearerToken"]
+            )
+            response = self._api.call_api(*request, _request_timeout=_request_timeout)
+            response.read()
+            return response
+
+        try:
+            answer = self.call(fetch)
+        except ApiException as error:
+            # The client's way to say that the server's certificate is not the one kubeconfig expects.
+            raise self._refused(str(error.reason).splitlines()[-1]) from None
+        text: str = answer.data.decode(errors="replace")
+        if answer.status == 401 or answer.status >= 500:
+            raise self._refused(f"HTTP {answer.status} {answer.reason}")
+        if answer.status != 200:
+            raise ApiException(status=answer.status, reason=answer.reason, body=text)
+        return text
+
+    def get(self, path: str, **query: str | int | bool) -> Object:
+        """Return the JSON that the API server answers to GET; errors as those of get_text."""
+        found: Object = json.loads(self.get_text(path, **query))
+        return found
+
+    def _refused(self, why: str) -> UnreachableError:
+        return UnreachableError(
+            f"The cluster of context {self.context} refuses to answer ({why}).",
+            "wait if it has just started; after a restart `make resume` renews certificates and kubeconfig",
+        )
+
     def to_dict(self, thing: Any) -> Object:
         """Return an API object as plain data, as it stands in YAML."""
         plain: Object = self._api.sanitize_for_serialization(thing)

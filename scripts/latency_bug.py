@@ -10,6 +10,7 @@ does. The same seed gives the same numbers::
 from __future__ import annotations
 
 import argparse
+import bisect
 import importlib
 import importlib.util
 import math
@@ -78,7 +79,7 @@ def fill(seconds: Sequence[float], bounds: Sequence[float]) -> list[int]:
     """Return how many values are in each bucket; the last bucket is for those above every bound."""
     counts = [0] * (len(bounds) + 1)
     for value in seconds:
-        counts[next((i for i, bound in enumerate(bounds) if value <= bound), len(bounds))] += 1
+        counts[bisect.bisect_left(bounds, value)] += 1
     return counts
 
 

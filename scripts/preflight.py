@@ -167,13 +167,17 @@ def check(
 
 
 def render(findings: Sequence[Finding]) -> None:
-    """Print the findings as a table, the worst first."""
+    """Print the findings as a table, the worst first, and the lines that mend them."""
     styles = {Level.OK: "green", Level.INFO: "cyan", Level.WARNING: "yellow", Level.ERROR: "bold red"}
     worst_first = sorted(findings, key=lambda f: -list(Level).index(f.level))
-    rows: list[list[str | Text]] = [
-        [Text(str(f.level), style=styles[f.level]), f.id, f.what, f.mend] for f in worst_first
-    ]
-    console.table("Preflight", ["", "check", "found", "to mend it"], rows)
+    rows: list[list[str | Text]] = [[Text(str(f.level), style=styles[f.level]), f.id, f.what] for f in worst_first]
+    console.table("Preflight", ["", "check", "found"], rows)
+    mends = [f for f in worst_first if f.mend]
+    if mends:
+        # Below the table, not in it: a command that is folded in a column can't be copied.
+        console.line("\nTo mend it", style="bold")
+        for finding in mends:
+            console.line(f"  {finding.id}: {finding.mend}")
 
 
 def require(findings: Sequence[Finding]) -> None:

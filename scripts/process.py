@@ -8,14 +8,16 @@ last lines. Secrets go in by standard input or a file, never as an argument::
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -167,3 +169,39 @@ def spawn_daemon(args: Sequence[str | Path], log_file: Path, env: Mapping[str, s
             start_new_session=True,
         )
     return process.pid
+
+
+@dataclass(frozen=True)
+class Background:
+    """A process that runs beside a block of code."""
+
+    args: tuple[str, ...]
+    process: subprocess.Popen[str]
+    output: IO[str]
+
+    def require_running(self) -> None:
+        """Raise CommandError if the process has ended."""
+        code = self.process.poll()
+        if code is not None:
+            self.output.seek(0)
+            raise CommandError(self.args, code, self.output.read(), f"ended early with exit code {code}")
+
+
+@contextlib.contextmanager
+def background(args: Sequence[str | Path]) -> Iterator[Background]:
+    """Run a command beside the block and end it, with its children, afterwards."""
+    argv = [str(a) for a in args]
+    console.debug(f"$ {printable(argv)} &")
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [*_die_with_parent(), *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield Background(tuple(argv), process, output)
+        finally:
+            kill_group(process)

@@ -80,7 +80,6 @@ def ensure_source_set(cache: Cache, versions: Versions, log_dir: Path) -> Source
 def _build(cache: Cache, versions: Versions, keys: dict[str, str], log_dir: Path) -> SourceSet:
     found: dict[str, Path] = {}
     built: list[str] = []
-    task = console.current_task()
     missing = [name for name, key in keys.items() if not cache.find(name, key)]
 
     def keep(name: str, make: Callable[[], tuple[Path, bool]]) -> None:
@@ -92,7 +91,7 @@ def _build(cache: Cache, versions: Versions, keys: dict[str, str], log_dir: Path
             console.done(f"    built {len(built)}/{len(missing)} {name}", time.monotonic() - started)
 
     def go_lane() -> None:
-        with console.speak_for(task):
+        with console.lane("  compiling"):
             go = ensure_go(cache, versions.go.version, versions.go.bootstrap)
             for name in ORDER:
                 keep(name, lambda n=name: build_module(cache, go, n, versions.modules[n], log_dir))  # type: ignore[misc]
@@ -100,7 +99,7 @@ def _build(cache: Cache, versions: Versions, keys: dict[str, str], log_dir: Path
             keep("flux-cli", lambda: build_flux_cli(cache, go, versions, found["kustomize"] / "kustomize", log_dir))
 
     def debian_lane() -> None:
-        with console.speak_for(task):
+        with console.lane("  packages"):
             keep("envoy", lambda: _envoy(cache, versions, log_dir))
             for recipe in rootfs.ALL:
                 keep(recipe.name, lambda r=recipe: _rootfs_entry(cache, r, versions, log_dir))  # type: ignore[misc]

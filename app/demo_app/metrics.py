@@ -1,18 +1,20 @@
 """The app's metrics, correct with several workers and through their restarts.
 
 With `metrics_dir` each worker writes to memory-mapped files of its own and a scrape, whichever worker it meets, adds
-them up. A dead worker's counters and histograms stay, or totals would fall; its part of the in-flight gauge goes
-(`multiprocess.mark_process_dead` in gunicorn_conf). What the pod's shared state knows better than any worker is not
-stored at all but read at scrape time. This module must not be imported before PROMETHEUS_MULTIPROC_DIR is set.
+them up. A dead worker's histograms stay, or totals would fall; its part of the in-flight gauge goes
+(`multiprocess.mark_process_dead` in gunicorn_conf). Nothing is stored that is known already: the request counter is
+the histogram's own count, so that no request can be in one and not in the other, and readiness is asked for at scrape
+time. This module must not be imported before PROMETHEUS_MULTIPROC_DIR is set.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -28,72 +30,92 @@ UNMATCHED = "unmatched"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER_METHOD = "other"
 
+_DURATION = "app_request_duration_seconds"
+
 
 class _PodCollector(Collector):
-    """Readiness and build: read when asked for."""
+    """The whole pod's metrics, made when asked for: the workers' families and what follows from them."""
 
-    def __init__(self, settings: Settings, pod: PodState) -> None:
+    def __init__(self, settings: Settings, pod: PodState, workers: Callable[[], Iterable[Metric]]) -> None:
         self._settings = settings
         self._pod = pod
+        self._workers = workers
 
     def collect(self) -> Iterable[Metric]:
+        for family in self._workers():
+            yield family
+            if family.name == _DURATION:
+                yield _requests(family)
         ready = 0.0 if self._pod.unready_reason() else 1.0
         yield GaugeMetricFamily("app_ready", "Whether /readyz answers 200.", value=ready)
-        build = GaugeMetricFamily(
-            "app_build_info", "Always 1; the labels tell the build.", labels=("version", "revision", "python")
-        )
+        labels = ("version", "revision", "python")
+        build = GaugeMetricFamily("app_build_info", "Always 1; the labels tell the build.", labels=labels)
         build.add_metric((self._settings.version, self._settings.revision, platform.python_version()), 1.0)
         yield build
+
+
+def _requests(duration: Metric) -> Metric:
+    requests = CounterMetricFamily("app_requests", "Requests answered.", labels=LABELS)
+    for sample in duration.samples:
+        if sample.name == f"{_DURATION}_count":
+            requests.add_metric([sample.labels[label] for label in LABELS], sample.value)
+    return requests
+
+
+def _merge(folder: Path) -> Iterable[Metric]:
+    """Return all workers' families, added up.
+
+    Files that are still empty are passed over: a worker creates its files with its first request, opening before
+    filling them, and prometheus_client's own collector fails when a scrape comes between.
+    """
+    files = [str(file) for file in folder.glob("*.db") if _has_content(file)]
+    merged: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+    return merged
+
+
+def _has_content(file: Path) -> bool:
+    try:
+        return file.stat().st_size > 0
+    except FileNotFoundError:  # a dead worker's gauge
+        return False
 
 
 class Metrics:
     """The metrics of one process; `expose` answers for the whole pod."""
 
     def __init__(self, settings: Settings, pod: PodState) -> None:
-        self._metrics_dir = settings.metrics_dir
-        self._pod_collector = _PodCollector(settings, pod)
-        self._registry = CollectorRegistry()
-        self._requests = Counter("app_requests_total", "Requests answered.", LABELS, registry=self._registry)
+        own = CollectorRegistry()
         self._duration = Histogram(
-            "app_request_duration_seconds",
+            _DURATION,
             "Time from the first line of the app to the last byte of the response, of every request.",
             LABELS,
             buckets=BUCKETS_S,
-            registry=self._registry,
+            registry=own,
         )
         in_flight = Gauge(
-            "app_requests_in_flight",
-            "Requests being answered now.",
-            multiprocess_mode="livesum",
-            registry=self._registry,
+            "app_requests_in_flight", "Requests being answered now.", multiprocess_mode="livesum", registry=own
         )
         self.enter = in_flight.inc
         self.leave = in_flight.dec
-        self._registry.register(self._pod_collector)
-        self._observers: dict[tuple[str, str, str], tuple[Callable[[], None], Callable[[float], None]]] = {}
+        self._observers: dict[tuple[str, str, str], Callable[[float], None]] = {}
         # A series that begins with 1 hides its first event from rate(): these begin with 0.
         for status in ("200", "500"):
             self._observer(("GET", "/work", status))
+        folder = settings.metrics_dir
+        self._exposed = CollectorRegistry()
+        self._exposed.register(_PodCollector(settings, pod, own.collect if folder is None else lambda: _merge(folder)))
 
-    def _observer(self, key: tuple[str, str, str]) -> tuple[Callable[[], None], Callable[[float], None]]:
-        observer = (self._requests.labels(*key).inc, self._duration.labels(*key).observe)
-        self._observers[key] = observer
-        return observer
+    def _observer(self, key: tuple[str, str, str]) -> Callable[[float], None]:
+        observe = self._observers[key] = self._duration.labels(*key).observe
+        return observe
 
     def observe(self, method: str, route: str, status: str, seconds: float) -> None:
-        """Count one request and observe how long it took: both or none, whatever its outcome."""
+        """Observe one request, whatever its outcome."""
         key = (method if method in METHODS else OTHER_METHOD, route, status)
         # labels() costs more than all the rest; the number of combinations is bounded by the routes.
-        count, time_it = self._observers.get(key) or self._observer(key)
-        count()
-        time_it(seconds)
+        (self._observers.get(key) or self._observer(key))(seconds)
 
     def expose(self, accept: str) -> tuple[bytes, str]:
         """Return the exposition of all workers' metrics in the format that `accept` prefers, and its content type."""
-        registry = self._registry
-        if self._metrics_dir is not None:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry, path=str(self._metrics_dir))  # type: ignore[no-untyped-call]
-            registry.register(self._pod_collector)
         encode, content_type = choose_encoder(accept)
-        return encode(registry), content_type
+        return encode(self._exposed), content_type

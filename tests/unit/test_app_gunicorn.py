@@ -73,7 +73,9 @@ class Server:
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of a metric's samples that have these labels."""
-        families = text_string_to_metric_families(self.get("/metrics").body)
+        scrape = self.get("/metrics")
+        assert scrape.status == 200, scrape.body
+        families = text_string_to_metric_families(scrape.body)
         found = (s for f in families for s in f.samples if s.name == name)
         return sum(s.value for s in found if labels.items() <= s.labels.items())
 

@@ -1,0 +1,89 @@
+# The lab's commands: one line each; all logic is in scripts/ (a Python package). `make` alone prints help.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+LAB := $(VENV)/bin/python -m scripts
+
+# Variables (make <target> NAME=value)
+export IMAGE_SOURCE ?= auto         ## where tools and images come from: auto, registry or source
+export CLUSTER_NAME ?= gitops-lab   ## name of the cluster and of all that belongs to it
+export EDGE_PORT ?= 8080            ## the applications' port on 127.0.0.1
+export REGISTRY_PORT ?= 5001        ## the image registry's port on 127.0.0.1
+export GIT_PORT ?= 8090             ## the Git server's port on 127.0.0.1
+export EDGE ?= envoy                ## envoy, or none for a small machine
+export GIT_REMOTE ?= lab            ## name of the Git remote that setup adds to this clone
+export GIT_URL ?=                   ## your own Git remote instead of the lab's server (GIT_TOKEN or GIT_SSH_KEY_FILE)
+export KUBE_CONTEXT ?=              ## an existing cluster instead of kind
+export SUBNET ?=                    ## the lab network's subnet, where the engine's choice clashes with a VPN
+export ENV ?=                       ## the environment: dev, staging or production
+export DEBUG ?=                     ## 1 shows tracebacks
+# Make keeps the blanks before a comment as part of a value: take them off once, here.
+$(foreach v,IMAGE_SOURCE CLUSTER_NAME EDGE_PORT REGISTRY_PORT GIT_PORT EDGE GIT_REMOTE GIT_URL KUBE_CONTEXT SUBNET ENV DEBUG,$(eval export $(v) := $(strip $($(v)))))
+
+$(VENV)/.complete: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, this is %s. To mend it: make PYTHON=python3.12" % sys.version.split()[0])'
+	@echo "preparing the Python environment"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@touch $@
+
+##@ The lab
+setup-all: $(VENV)/.complete ## bring the whole lab up: cluster, Flux, dev, staging, production
+	@$(LAB) setup-all
+teardown: $(VENV)/.complete ## take it down; PURGE=1 also removes volumes and caches
+	@$(LAB) teardown
+status: $(VENV)/.complete ## what runs, what is not healthy and why; OUTPUT=json for machines
+	@$(LAB) status
+resume: $(VENV)/.complete ## bring the lab back after a reboot or an engine restart
+	@$(LAB) resume
+doctor: $(VENV)/.complete ## look for everything that would make setup fail
+	@$(LAB) doctor
+diagnose: $(VENV)/.complete ## collect logs, events and facts into a folder, secrets masked
+	@$(LAB) diagnose
+timings: $(VENV)/.complete ## time per step of the last ten setups
+	@$(LAB) timings
+engine-stop: $(VENV)/.complete ## stop the container engine, if setup started it
+	@$(LAB) engine-stop
+
+##@ Work with it
+push: $(VENV)/.complete ## push the current commit to the lab and wait until it is live
+	@$(LAB) push
+deploy: $(VENV)/.complete ## build the application, move dev to it, commit, push, wait until live
+	@$(LAB) deploy
+reconcile: $(VENV)/.complete ## ask Flux to look at everything now
+	@$(LAB) reconcile
+logs: $(VENV)/.complete ## logs of an environment: ENV=dev
+	@$(LAB) logs
+port-forward: $(VENV)/.complete ## reach an environment on a local port: ENV=dev PORT=8000
+	@$(LAB) port-forward
+test-endpoints: $(VENV)/.complete ## request all endpoints in all environments
+	@$(LAB) test-endpoints
+
+##@ Checks
+lint: $(VENV)/.complete ## ruff and mypy
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+test: $(VENV)/.complete ## unit and manifest tests: no cluster, no container engine
+	@$(LAB) tools
+	@$(VENV)/bin/python -m pytest
+e2e: $(VENV)/.complete ## end-to-end tests on the running lab
+	@$(VENV)/bin/python -m pytest tests/e2e -m "not long" --timeout 600
+e2e-long: $(VENV)/.complete ## those that take minutes: kills, restarts, drains
+	@$(VENV)/bin/python -m pytest tests/e2e -m long --timeout 3600
+bench: $(VENV)/.complete ## measure setup, push and memory; JSON and a table
+	@$(LAB) bench
+
+##@ Housekeeping
+lock: $(VENV)/.complete ## derive all lock files from versions.yaml and requirements.in
+	@$(LAB) lock
+clean: $(VENV)/.complete ## remove build output; CACHE=1 also the per-user cache
+	@$(LAB) clean
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## "; print "Usage: make <target> [NAME=value …]" } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z][a-z0-9-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 } \
+	  /^export [A-Z_]+ \?=.*## / { split($$0, p, "## "); split(p[1], w, /[ ?=]+/); v[++n] = sprintf("  %-16s %s%s", w[2], p[2], w[3] == "" ? "" : " (" w[3] ")") } \
+	  END { print "\nVariables"; for (i = 1; i <= n; i++) print v[i] }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup-all teardown status resume doctor diagnose timings engine-stop push deploy reconcile logs port-forward test-endpoints lint test e2e e2e-long bench lock clean help

@@ -1,0 +1,151 @@
+"""The application's image: built from `app/`, pushed to the lab's registry under a tag of its content.
+
+The tag is a hash of the sources alone, so the same sources have the same tag in every image source, and what
+Git asks for can be built from Git on any machine.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+import yaml
+
+from scripts import console
+from scripts.cache import Cache, digest_of, digest_of_tree
+from scripts.docker import docker, image_exists
+from scripts.errors import LabError
+from scripts.outcome import Outcome
+from scripts.process import run
+from scripts.settings import APP_DIR, APP_NAME, OVERLAYS, REGISTRY_IN_CLUSTER, ROOT, Settings
+
+IMAGE_IN_CLUSTER = f"{REGISTRY_IN_CLUSTER}/{APP_NAME}"
+_IGNORED = ("__pycache__", "*.pyc", ".*")
+# Wheels of the image's platform, whatever the host is (a Mac builds for the engine's Linux).
+_PLATFORMS = {"x86_64": ("manylinux2014_x86_64", "manylinux_2_28_x86_64"), "aarch64": ("manylinux2014_aarch64", "manylinux_2_28_aarch64")}
+_ACCEPT = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
+
+
+@dataclass(frozen=True)
+class AppImage:
+    """What was built: the tag of its content and, once pushed, its digest."""
+
+    tag: str
+    digest: str
+
+
+def content_tag(app_dir: Path = APP_DIR) -> str:
+    """Return the tag of the sources' content: the same for the same files."""
+    with tempfile.TemporaryDirectory(prefix="gitops-lab-app-") as folder:
+        clean = Path(folder) / "app"
+        shutil.copytree(app_dir, clean, ignore=shutil.ignore_patterns(*_IGNORED))
+        return digest_of_tree(clean)[:12]
+
+
+def ensure_app_image(settings: Settings, base: str, python: str, architecture: str, revision: str) -> tuple[AppImage, Outcome]:
+    """Build and push the image of the current sources unless the registry has it already.
+
+    Args:
+        settings: the lab.
+        base: the base image that step 2 left in the engine.
+        python: the Python version of that base, as in "3.11".
+        architecture: the engine's, as `docker info` names it.
+        revision: the Git commit, for the image's labels.
+    """
+    tag = content_tag()
+    digest = pushed_digest(settings, tag)
+    if digest:
+        return AppImage(tag, digest), Outcome(False, f"{APP_NAME}:{tag} is in the registry")
+    local = f"localhost:{settings.registry_port}/{APP_NAME}:{tag}"
+    if not image_exists(local):
+        build_image(settings, local, tag, base, python, architecture, revision)
+    console.note(f"pushing {APP_NAME}:{tag}")
+    docker("push", "--quiet", local, timeout_s=600)
+    digest = pushed_digest(settings, tag)
+    if not digest:
+        raise LabError(f"{APP_NAME}:{tag} was pushed, but the registry does not have it.", "make setup-all")
+    return AppImage(tag, digest), Outcome(True, f"{APP_NAME}:{tag} built and pushed")
+
+
+def build_image(
+    settings: Settings, name: str, tag: str, base: str, python: str, architecture: str, revision: str
+) -> None:
+    """Build the image under a name; the build needs no network: dependencies are put in on the host."""
+    packages = site_packages(Cache(settings.cache_dir), python, architecture)
+    with tempfile.TemporaryDirectory(prefix="gitops-lab-app-") as folder:
+        context = Path(folder)
+        shutil.copytree(APP_DIR / "demo_app", context / "demo_app", ignore=shutil.ignore_patterns(*_IGNORED))
+        shutil.copytree(packages, context / "site-packages")
+        shutil.copy2(APP_DIR / "Dockerfile", context / "Dockerfile")
+        console.note(f"building {APP_NAME}:{tag}")
+        docker(
+            "build", "--quiet", "--network", "none", "--tag", name, "--build-arg", f"BASE_IMAGE={base}",
+            "--build-arg", f"VERSION={tag}", "--build-arg", f"REVISION={revision}", context, timeout_s=600,
+        )  # fmt: skip
+
+
+def site_packages(cache: Cache, python: str, architecture: str) -> Path:
+    """Return a folder with the locked dependencies as wheels of the image's platform install them."""
+    lock = APP_DIR / "requirements.lock"
+    platforms = _PLATFORMS.get(architecture)
+    if not platforms:
+        raise LabError(f"The engine's architecture {architecture} is not supported.", "use x86_64 or aarch64")
+
+    def build(folder: Path) -> None:
+        console.note("the application's dependencies")
+        args: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps"]
+        args += ["--disable-pip-version-check", "--require-hashes", "--only-binary=:all:", "--implementation", "cp"]
+        args += ["--python-version", python, "--target", folder / "site-packages", "--requirement", lock]
+        for platform in (*platforms, "any"):
+            args += ["--platform", platform]
+        run(args, timeout_s=600, mend="check that pip can reach its package index, then run again")
+
+    entry, _ = cache.ensure("app-packages", digest_of(2, lock.read_text(), python, architecture), build)
+    return entry / "site-packages"
+
+
+def pushed_digest(settings: Settings, tag: str) -> str:
+    """Return the digest of a tag in the lab's registry, or "" if it is not there."""
+    session = requests.Session()
+    session.trust_env = False
+    url = f"http://127.0.0.1:{settings.registry_port}/v2/{APP_NAME}/manifests/{tag}"
+    try:
+        answer = session.head(url, headers={"Accept": _ACCEPT}, timeout=10)
+    except requests.RequestException as error:
+        raise LabError(
+            f"The lab's registry on port {settings.registry_port} does not answer ({type(error).__name__}).",
+            "make setup-all",
+        ) from None
+    return answer.headers.get("Docker-Content-Digest", "") if answer.status_code == 200 else ""
+
+
+def overlay_tags(root: Path = ROOT) -> Mapping[str, str]:
+    """Return the image tag each environment's overlay asks for."""
+    overlays = root / OVERLAYS.relative_to(ROOT)
+    tags = {}
+    for path in sorted(overlays.glob("*/kustomization.yaml")):
+        data = yaml.safe_load(path.read_text())
+        for image in data.get("images", []):
+            if image["name"] == IMAGE_IN_CLUSTER:
+                tags[path.parent.name] = str(image["newTag"])
+    return tags
+
+
+def set_overlay_tag(environment: str, tag: str, root: Path = ROOT) -> bool:
+    """Write a tag into an overlay, leaving the rest of the file as it is; return whether it changed."""
+    path = root / OVERLAYS.relative_to(ROOT) / environment / "kustomization.yaml"
+    text = path.read_text()
+    pattern = re.compile(rf"(- name: {re.escape(IMAGE_IN_CLUSTER)}\n\s+newTag: )\S+")
+    new, count = pattern.subn(lambda m: m[1] + tag, text)
+    if count != 1:
+        raise LabError(f"{path.relative_to(root)} names no tag for {IMAGE_IN_CLUSTER}.", "restore its `images:` entry")
+    if new == text:
+        return False
+    path.write_text(new)
+    return True

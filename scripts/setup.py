@@ -1,0 +1,272 @@
+"""setup-all: a list of seven steps that a stranger can read aloud. Steps that don't need each other overlap."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts import appimage, cluster, console, endpoints, flux, git, manifests, preflight, sidecars, timings
+from scripts import provide as providing
+from scripts.cache import Cache, lock, now_iso
+from scripts.docker import engine_info
+from scripts.engine import ensure_engine
+from scripts.errors import LabError
+from scripts.kube import Kube
+from scripts.outcome import Outcome
+from scripts.settings import ImageSource, Settings
+from scripts.sourcebuild import is_warm
+from scripts.versions import Versions
+from scripts.waiting import wait_for
+
+STEPS = (
+    "preflight",
+    "tools and images",
+    "cluster",
+    "validate the manifests",
+    "application image",
+    "Flux and bootstrap",
+    "wait and verify",
+)
+NODES = 3
+READY_TIMEOUT_S = 600
+ENDPOINT_TIMEOUT_S = 120
+
+
+@dataclass
+class Run:
+    """One run of setup: what the steps hand to each other, and their times."""
+
+    settings: Settings
+    versions: Versions
+    log_dir: Path
+    provided: providing.Provided | None = None
+    source: ImageSource = ImageSource.SOURCE
+    engine: dict[str, Any] = field(default_factory=dict)
+    head: str = ""
+    steps: list[timings.StepTiming] = field(default_factory=list)
+
+    @property
+    def have(self) -> providing.Provided:
+        """What step 2 left."""
+        assert self.provided is not None
+        return self.provided
+
+    @property
+    def kube(self) -> Kube:
+        """The cluster's API."""
+        return Kube(self.settings.context, self.have.tool("kubectl"))
+
+
+def setup_all(settings: Settings, versions: Versions) -> None:
+    """Bring the lab up, or to where it should be; raises LabError naming what is wrong."""
+    log_dir = settings.state_dir / "logs"
+    run = Run(settings, versions, log_dir)
+    started, started_at = time.monotonic(), now_iso()
+    ok = False
+    try:
+        with lock(settings.state_dir / "setup.lock", "this lab"), console.Board() as board:
+            _run_steps(run, board)
+        ok = True
+    finally:
+        total = time.monotonic() - started
+        if run.steps:
+            timings.record(settings, timings.RunTiming(started_at, str(run.source), ok, total, tuple(run.steps)))
+    _salute(run, total)
+
+
+def _run_steps(run: Run, board: console.Board) -> None:
+    step = _Stepper(run, board)
+    step(1, check_preconditions)
+    step(2, get_tools_and_images)
+    with ThreadPoolExecutor(3, "step") as pool:
+        # 4 and 5 need tools and the registry, not the cluster; nothing of 6 starts before 4 has passed.
+        registry = pool.submit(start_sidecars, run)
+        made = pool.submit(step, 3, lambda r: make_cluster(r, registry))
+        step(4, validate_manifests)
+        image = pool.submit(step, 5, lambda r: build_application(r, registry))
+        _result(made)
+        flux_done = pool.submit(step, 6, lambda r: bootstrap_flux(r, image))
+        _result(image)
+        _result(flux_done)
+    step(7, wait_and_verify)
+
+
+def _result(future: Future[Any]) -> Any:
+    return future.result()
+
+
+class _Stepper:
+    """Runs a step: its live line, its finished line, its time."""
+
+    def __init__(self, run: Run, board: console.Board) -> None:
+        self._run = run
+        self._board = board
+
+    def __call__(self, number: int, action: Callable[[Run], Outcome]) -> None:
+        label = f"{number}/7 {STEPS[number - 1]}"
+        started = time.monotonic()
+        try:
+            with self._board.task(label):
+                outcome = action(self._run)
+        except BaseException:
+            console.done(label, time.monotonic() - started, "failed", ok=False)
+            raise
+        seconds = time.monotonic() - started
+        self._run.steps.append(timings.StepTiming(STEPS[number - 1], seconds, outcome.changed))
+        console.done(label, seconds, outcome.what)
+
+
+def check_preconditions(run: Run) -> Outcome:
+    """Step 1: find what would go wrong later, before anything is created."""
+    run.head = git.working_copy().head
+    run.source, why = providing.choose_source(run.settings)
+    console.line(f"  image source: {run.source} ({why})")
+    engine = ensure_engine(run.settings) if run.settings.owns_cluster else Outcome(False, "existing cluster")
+    run.engine = engine_info() or {}
+    warm = run.source is ImageSource.REGISTRY or is_warm(Cache(run.settings.cache_dir), run.versions)
+    raised = preflight.raise_inotify()
+    findings = preflight.run_checks(run.settings, run.source, warm)
+    preflight.require(findings)
+    return Outcome(engine.changed or raised.changed, engine.what + (f", {raised.what}" if raised.changed else ""))
+
+
+def get_tools_and_images(run: Run) -> Outcome:
+    """Step 2: the same tools and images, whichever source they come from."""
+    run.provided, outcome = providing.provide(run.settings, run.versions, run.source, run.log_dir)
+    providing.remember_source(run.settings, run.source)
+    return outcome
+
+
+def start_sidecars(run: Run) -> Outcome:
+    """Start the registry and the Git server on the lab's network."""
+    network = cluster.ensure_network(run.settings)
+    registry = sidecars.ensure_registry(run.settings, run.have.registry_image)
+    outcomes = [network, registry]
+    if run.settings.owns_git:
+        outcomes.append(sidecars.ensure_git_server(run.settings, run.have.git_server_image))
+    return Outcome(any(o.changed for o in outcomes), ", ".join(o.what for o in outcomes))
+
+
+def make_cluster(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
+    """Step 3: the kind cluster, with the registry wired into its nodes."""
+    beside = _result(sidecars_up)
+    if not run.settings.owns_cluster:
+        if not run.kube.is_up():
+            raise LabError(
+                f"The cluster of KUBE_CONTEXT={run.settings.kube_context} does not answer.",
+                "check it with `kubectl --context … get nodes`",
+            )
+        return Outcome(beside.changed, f"using {run.settings.kube_context}")
+    cgroup_v1 = str(run.engine.get("CgroupVersion", "2")) == "1"
+    made = cluster.ensure_cluster(run.settings, run.have.tool("kind"), run.have.node_image, cgroup_v1)
+    cluster.wire_registry(run.settings)
+    cluster.label_workers(run.kube)
+    if made.changed:
+        run.kube.apply([cluster.hosting_config_map(run.settings)])
+    return Outcome(made.changed or beside.changed, f"{made.what}; {beside.what}")
+
+
+def validate_manifests(run: Run) -> Outcome:
+    """Step 4: nothing that can't be built or isn't valid reaches the cluster."""
+    return manifests.validate(run.settings, run.versions, run.have.tools_dir)
+
+
+def build_application(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
+    """Step 5: the application's image, under a tag of its content, in the registry."""
+    _result(sidecars_up)
+    image, outcome = appimage.ensure_app_image(
+        run.settings,
+        run.have.python_base,
+        run.versions.python_in_image,
+        str(run.engine.get("Architecture", "x86_64")),
+        run.head,
+    )
+    for environment, tag in appimage.overlay_tags().items():
+        if tag != image.tag and not appimage.pushed_digest(run.settings, tag):
+            console.warn(
+                f"{environment} asks for {appimage.APP_NAME}:{tag}, which the registry does not have; "
+                f"`make deploy` builds the current sources ({image.tag}) and moves dev to them"
+            )
+    return outcome
+
+
+def bootstrap_flux(run: Run, image: Future[Any]) -> Outcome:
+    """Step 6: Flux, following the Git repository that this clone is pushed to."""
+    settings, kube = run.settings, run.kube
+    installed = flux.ensure_flux(settings, kube, run.have.tool("flux"), run.versions, run.have.pin_images)
+    remote = git.ensure_remote(settings)
+    pushed = git.push_main(settings, run.head)
+    branches = git.ensure_environment_branches(settings)
+    # Nothing may ask for the image before it is in the registry: a failed pull backs off for seconds.
+    _result(image)
+    subnet = cluster.network_subnet(settings) if settings.owns_cluster else ""
+    rooted = flux.ensure_bootstrap(
+        settings, kube, run.versions, run.have.pin_images, subnet, git.credentials(settings, os.environ)
+    )
+    if settings.owns_git:
+        flux.connect_git_server(settings, kube)
+    outcomes = (installed, remote, pushed, branches, rooted)
+    return Outcome(any(o.changed for o in outcomes), ", ".join(o.what for o in (installed, pushed, rooted)))
+
+
+def wait_and_verify(run: Run) -> Outcome:
+    """Step 7: every node and Kustomization Ready, every endpoint answering."""
+    settings, kube = run.settings, run.kube
+    if settings.owns_cluster:
+        cluster.wait_for_nodes(kube, NODES)
+    expected = flux.expected_kustomizations(settings, git.remote_branches(settings))
+    wait_for(
+        "every Kustomization is Ready",
+        lambda: flux.pending_kustomizations(kube, expected),
+        timeout_s=READY_TIMEOUT_S,
+        interval_s=0.3,
+        mend="`make diagnose` collects everything; `make status` shows the state",
+        explain=lambda: _explain(kube),
+    )
+    checked = wait_for_endpoints(settings, kube)
+    return Outcome(False, f"{len(expected)} Kustomizations Ready, {checked} endpoints answer")
+
+
+def wait_for_endpoints(settings: Settings, kube: Kube) -> int:
+    """Wait until every endpoint of every environment answers and return how many there are."""
+    count = 0
+
+    def pending() -> list[str]:
+        nonlocal count
+        results = endpoints.check_all(settings, kube)
+        count = len(results)
+        return [f"{r.environment}{r.path}: {r.why}" for r in results if not r.ok]
+
+    wait_for(
+        "every endpoint answers",
+        pending,
+        timeout_s=ENDPOINT_TIMEOUT_S,
+        interval_s=0.3,
+        mend="`make status` shows what is not ready",
+        explain=lambda: _explain(kube),
+    )
+    return count
+
+
+def _explain(kube: Kube) -> str:
+    from scripts import reasons
+
+    return "\n".join(reasons.explain(reasons.collect(kube)))
+
+
+def _salute(run: Run, total: float) -> None:
+    settings = run.settings
+    timings.show_run(run.steps, total)
+    console.line("")
+    console.line(f"The lab is up: context {settings.context}, Git remote `{settings.git_remote}`.", "bold")
+    for environment in endpoints.environments():
+        if settings.edge.value == "none":
+            console.line(f"  {environment}: make port-forward ENV={environment}")
+        else:
+            console.line(f"  http://{endpoints.host_of(environment)}:{settings.edge_port}/")
+    console.line("Next: `make status`, or change flux-cd/, commit, and `make push`.", "dim")

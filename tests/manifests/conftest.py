@@ -1,0 +1,75 @@
+"""Renders the tree with the kustomize that step 2 leaves in the tools folder; each folder once per run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts import settings
+from scripts.process import run
+
+Object = dict[str, Any]
+Build = Callable[[Path], str]
+
+
+def load_all(text: str) -> list[Object]:
+    """Return the objects of a stream of YAML documents."""
+    return [d for d in yaml.load_all(text, yaml.CSafeLoader) if d]
+
+
+def load_file(path: Path) -> Any:
+    return yaml.load(path.read_text(), yaml.CSafeLoader)
+
+
+class Tree:
+    """One rendered folder: its text and its objects."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @cached_property
+    def objects(self) -> list[Object]:
+        return load_all(self.text)
+
+    def all(self, kind: str) -> list[Object]:
+        return [o for o in self.objects if o["kind"] == kind]
+
+    def one(self, kind: str, name: str = "") -> Object:
+        found = [o for o in self.all(kind) if not name or o["metadata"]["name"] == name]
+        assert len(found) == 1, f"{len(found)} objects of kind {kind} {name}"
+        return found[0]
+
+
+@pytest.fixture(scope="session")
+def build() -> Build:
+    binary = settings.load().tools_dir / "kustomize"
+    assert binary.exists(), f"{binary} is not there: `make test` brings it"
+
+    def run_build(folder: Path) -> str:
+        return run([binary, "build", folder], timeout_s=30).stdout
+
+    return run_build
+
+
+@pytest.fixture(scope="session")
+def render(build: Build) -> Callable[[Path], Tree]:
+    done: dict[Path, Tree] = {}
+
+    def cached(folder: Path) -> Tree:
+        if folder not in done:
+            done[folder] = Tree(build(folder))
+        return done[folder]
+
+    return cached
+
+
+@pytest.fixture
+def copy_of_tree(tmp_path: Path) -> Path:
+    """A copy of flux-cd/ to break or change."""
+    return Path(shutil.copytree(settings.FLUX_CD, tmp_path / "flux-cd"))

@@ -1,0 +1,20 @@
+"""The folders that the tests read."""
+
+from scripts.settings import FLUX_CD, OVERLAYS
+
+APPLICATIONS = FLUX_CD / "applications"
+BASE = APPLICATIONS / "_base-app-config"
+COMPONENTS = FLUX_CD / "infrastructure" / "_components"
+EDGE = COMPONENTS / "ingress-controllers"
+METRICS_SERVER = COMPONENTS / "metrics-server"
+FOUNDATION = FLUX_CD / "infrastructure" / "mock-cluster-aka-namespaces"
+CRD_FOLDERS = sorted(COMPONENTS.glob("*/crds"))
+# What a Flux Kustomization builds, the root included: together, everything that Git puts into the cluster.
+ROOTS = [
+    FLUX_CD,
+    APPLICATIONS,
+    FOUNDATION,
+    METRICS_SERVER,
+    EDGE,
+    *sorted(p.parent for p in OVERLAYS.glob("*/kustomization.yaml")),
+]

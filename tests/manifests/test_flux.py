@@ -1,0 +1,136 @@
+"""Flux's own objects: sources, what is built from them, and in which order."""
+
+import json
+import os
+from collections.abc import Callable
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from conftest import Build, Object, Tree, load_all
+from paths import APPLICATIONS, ROOTS
+
+from scripts import settings
+from scripts.settings import FLUX_CD, FLUX_NAMESPACE, MAIN_BRANCH
+
+SOURCES = {
+    "flux-system": MAIN_BRANCH,
+    "applications": MAIN_BRANCH,
+    "infrastructure": MAIN_BRANCH,
+    "dev-environment": MAIN_BRANCH,
+    "staging-environment": "env/staging",
+    "production-environment": "env/production",
+}
+NEVER_SLOWER_THAN_S = 600
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def seconds(duration: str) -> int:
+    return int(duration[:-1]) * _UNITS[duration[-1]]
+
+
+@pytest.fixture
+def sources(render: Callable[[Path], Tree]) -> dict[str, Object]:
+    return {o["metadata"]["name"]: o for o in render(FLUX_CD).all("GitRepository")}
+
+
+@pytest.fixture
+def syncs(render: Callable[[Path], Tree]) -> dict[str, Object]:
+    found = [*render(FLUX_CD).all("Kustomization"), *render(APPLICATIONS).all("Kustomization")]
+    return {o["metadata"]["name"]: o for o in found}
+
+
+def test_the_sources_follow_their_branches_of_the_labs_repository(sources: dict[str, Object]) -> None:
+    assert {name: o["spec"]["ref"] for name, o in sources.items()} == {n: {"branch": b} for n, b in SOURCES.items()}
+    assert {o["spec"]["url"] for o in sources.values()} == {settings.Settings().git_fetch_url}
+    for o in sources.values():
+        assert o["metadata"]["namespace"] == FLUX_NAMESPACE
+        assert seconds(o["spec"]["timeout"]) < seconds(o["spec"]["interval"]) <= NEVER_SLOWER_THAN_S
+
+
+def test_every_sync_has_its_source_its_folder_and_its_limits(
+    syncs: dict[str, Object], sources: dict[str, Object]
+) -> None:
+    for name, sync in syncs.items():
+        spec = sync["spec"]
+        assert sync["metadata"]["namespace"] == FLUX_NAMESPACE, name
+        assert spec["sourceRef"]["kind"] == "GitRepository" and spec["sourceRef"]["name"] in sources, name
+        assert (settings.ROOT / spec["path"] / "kustomization.yaml").is_file(), name
+        assert spec["prune"] is True, name
+        assert seconds(spec["retryInterval"]) <= 10, name
+        assert seconds(spec["timeout"]) < seconds(spec["interval"]) <= NEVER_SLOWER_THAN_S, name
+
+
+def test_every_root_is_built_by_one_sync(syncs: dict[str, Object]) -> None:
+    built = [(settings.ROOT / s["spec"]["path"]).resolve() for s in syncs.values()]
+    assert sorted(built) == sorted(root.resolve() for root in ROOTS if root != FLUX_CD)  # setup makes the root's
+
+
+def test_a_source_keeps_the_folders_that_are_built_from_it(
+    syncs: dict[str, Object], sources: dict[str, Object]
+) -> None:
+    for name, sync in syncs.items():
+        patterns = sources[sync["spec"]["sourceRef"]["name"]]["spec"]["ignore"].split()
+        last_kept = patterns[-1].removeprefix("!")  # the last pattern that matches decides
+        assert f"{sync['spec']['path']}/".startswith(f".{last_kept}/"), name
+
+
+def test_each_environment_has_a_sync_with_health_checks_from_its_own_source(syncs: dict[str, Object]) -> None:
+    for environment in settings.environments():
+        spec = syncs[environment]["spec"]
+        assert spec["sourceRef"]["name"] == f"{environment}-environment"
+        assert spec["path"].endswith(f"/{environment}")
+        assert spec["wait"] is True
+
+
+def test_a_deployment_gives_up_before_its_environment_does(
+    syncs: dict[str, Object], render: Callable[[Path], Tree]
+) -> None:
+    for environment in settings.environments():
+        deployment = render(settings.OVERLAYS / environment).one("Deployment")
+        assert deployment["spec"]["progressDeadlineSeconds"] < seconds(syncs[environment]["spec"]["timeout"])
+
+
+def test_dependencies_exist_and_have_no_cycle(syncs: dict[str, Object]) -> None:
+    graph = {name: {d["name"] for d in s["spec"].get("dependsOn", [])} for name, s in syncs.items()}
+    assert {d for depends in graph.values() for d in depends} <= set(graph)
+    order = list(TopologicalSorter(graph).static_order())
+    assert order.index("infrastructure-sync") < order.index("applications-sync")
+
+
+def test_the_edge_is_ready_only_when_its_gateway_serves(syncs: dict[str, Object]) -> None:
+    spec = syncs["edge-sync"]["spec"]
+    assert spec["wait"] is True
+    assert {e["kind"] for e in spec["healthCheckExprs"]} == {"Gateway", "GatewayClass"}
+
+
+def test_without_the_edge_nothing_of_it_is_applied(build: Build, copy_of_tree: Path) -> None:
+    def build_as_flux_does(path: str, sync: Object) -> list[Object]:
+        """Build a folder with the patches and components of a Flux Kustomization around it."""
+        folder = copy_of_tree.parent / path
+        wrapper = copy_of_tree.parent / "wrapped" / folder.name
+        wrapper.mkdir(parents=True)
+        kustomization = {
+            "resources": [os.path.relpath(folder, wrapper)],
+            "components": [os.path.relpath(folder / c, wrapper) for c in sync["spec"].get("components", [])],
+            "patches": sync["spec"].get("patches", []),
+        }
+        (wrapper / "kustomization.yaml").write_text(json.dumps(kustomization))
+        return load_all(build(wrapper))
+
+    root = build_as_flux_does("flux-cd", {"spec": {"components": ["bootstrap/without-edge"]}})
+    assert set(SOURCES) == {o["metadata"]["name"] for o in root if o["kind"] == "GitRepository"}
+    pending, applied = [o for o in root if o["kind"] == "Kustomization"], []
+    built = set()
+    while pending:
+        sync = pending.pop()
+        built.add(sync["metadata"]["name"])
+        objects = build_as_flux_does(sync["spec"]["path"], sync)
+        pending += [o for o in objects if o["kind"] == "Kustomization"]
+        applied += objects
+    assert built == {"infrastructure-sync", "metrics-server-sync", "applications-sync", *settings.environments()}
+    parts = {o["metadata"].get("labels", {}).get("app.kubernetes.io/part-of") for o in applied}
+    assert "edge" not in parts and "demo" in parts
+    groups = {o["apiVersion"].rpartition("/")[0] for o in applied}
+    groups |= {o["spec"]["group"] for o in applied if o["kind"] == "CustomResourceDefinition"}
+    assert not groups & {"gateway.networking.k8s.io", "gateway.envoyproxy.io"}

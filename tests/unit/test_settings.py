@@ -1,0 +1,199 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from scripts import settings
+from scripts.errors import LabError, UsageError
+from scripts.settings import Edge, ImageSource, Settings, load
+
+HOME = {"HOME": "/home/me"}
+
+
+def bug(variable: str, value: str) -> object:
+    return pytest.param(variable, value, marks=pytest.mark.xfail(strict=True, reason="settings.load takes it or crashes"))
+
+
+def test_an_empty_environment_gives_the_defaults_below_the_users_home() -> None:
+    found = load(HOME)
+    assert found == dataclasses.replace(
+        Settings(), cache_dir=Path("/home/me/.cache/gitops-lab"), state_root=Path("/home/me/.local/state/gitops-lab")
+    )
+
+
+def test_every_variable_is_taken() -> None:
+    found = load(
+        {
+            "CLUSTER_NAME": "two",
+            "IMAGE_SOURCE": "source",
+            "EDGE": "none",
+            "EDGE_PORT": "1",
+            "REGISTRY_PORT": "65535",
+            "GIT_PORT": "9000",
+            "GIT_REMOTE": "upstream",
+            "GIT_URL": "https://github.com/me/lab.git",
+            "KUBE_CONTEXT": "prod",
+            "SUBNET": "172.30.0.0/16",
+            "XDG_CACHE_HOME": "/caches",
+            "XDG_STATE_HOME": "/states",
+            "YES": "1",
+        }
+    )
+    assert found == Settings(
+        cluster_name="two",
+        image_source=ImageSource.SOURCE,
+        edge=Edge.NONE,
+        edge_port=1,
+        registry_port=65535,
+        git_port=9000,
+        git_remote="upstream",
+        git_url="https://github.com/me/lab.git",
+        kube_context="prod",
+        subnet="172.30.0.0/16",
+        cache_dir=Path("/caches/gitops-lab"),
+        state_root=Path("/states/gitops-lab"),
+        yes=True,
+    )
+
+
+def test_an_empty_value_is_the_default_because_make_passes_unset_variables_on() -> None:
+    names = ("CLUSTER_NAME", "IMAGE_SOURCE", "EDGE", "EDGE_PORT", "REGISTRY_PORT", "GIT_PORT", "GIT_REMOTE")
+    others = ("GIT_URL", "KUBE_CONTEXT", "SUBNET", "XDG_CACHE_HOME", "XDG_STATE_HOME", "YES")
+    assert load(HOME | dict.fromkeys((*names, *others), "")) == load(HOME)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CLUSTER_NAME", "Lab"),
+        ("CLUSTER_NAME", "-lab"),
+        ("CLUSTER_NAME", "lab-"),
+        ("CLUSTER_NAME", "my lab"),
+        ("CLUSTER_NAME", "lab_1"),
+        ("CLUSTER_NAME", "../lab"),
+        ("CLUSTER_NAME", "lab;rm"),
+        bug("CLUSTER_NAME", "lab\n"),
+        ("CLUSTER_NAME", "a" * 41),
+        ("IMAGE_SOURCE", "docker"),
+        ("IMAGE_SOURCE", "AUTO"),
+        ("EDGE", "nginx"),
+        *[
+            (variable, value)
+            for variable in ("EDGE_PORT", "REGISTRY_PORT", "GIT_PORT")
+            for value in ("0", "65536", "-1", "http", "80.5", " 80", "0x50")
+        ],
+        bug("EDGE_PORT", "²"),
+        bug("EDGE_PORT", "٣٣٣"),
+        bug("EDGE_PORT", "9" * 5000),
+        bug("SUBNET", "everything"),
+        bug("SUBNET", "10.0.0.0/33"),
+        bug("SUBNET", "10.0.0.1/16"),
+        bug("GIT_REMOTE", "--mirror"),
+        bug("GIT_REMOTE", "a remote"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_by_its_variable(variable: str, value: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        load(HOME | {variable: value})
+    assert variable in refused.value.what
+    assert refused.value.mend
+    assert "\n" not in refused.value.what.removesuffix(value)
+
+
+@pytest.mark.parametrize("name", ["a", "7", "a" * 40, "lab-2", "a--b"])
+def test_a_name_that_kind_takes_is_taken(name: str) -> None:
+    assert load({"CLUSTER_NAME": name}).cluster_name == name
+
+
+@pytest.mark.parametrize(
+    "ports",
+    [
+        {"EDGE_PORT": "5001"},
+        {"GIT_PORT": "8080"},
+        {"EDGE_PORT": "7000", "REGISTRY_PORT": "7000"},
+        {"EDGE_PORT": "7", "REGISTRY_PORT": "7", "GIT_PORT": "7"},
+    ],
+)
+def test_two_equal_ports_are_refused_with_all_of_them_named(ports: dict[str, str]) -> None:
+    with pytest.raises(UsageError) as refused:
+        load(ports)
+    for variable in ("EDGE_PORT", "REGISTRY_PORT", "GIT_PORT"):
+        assert f"{variable}=" in refused.value.what
+    for variable, value in ports.items():
+        assert f"{variable}={value}" in refused.value.what
+
+
+def test_a_refusal_shows_the_choices() -> None:
+    with pytest.raises(UsageError) as refused:
+        load({"IMAGE_SOURCE": "docker"})
+    assert refused.value.mend == "take one of: auto, registry, source"
+
+
+def test_loading_reads_nothing_but_the_environment_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLUSTER_NAME", "from-the-shell")
+    assert load({}).cluster_name == "gitops-lab"
+    assert load().cluster_name == "from-the-shell"
+
+
+@pytest.mark.parametrize(
+    ("given", "owns_cluster", "owns_git", "context", "push_url"),
+    [
+        (Settings(), True, True, "kind-gitops-lab", "http://127.0.0.1:8090/lab.git"),
+        (Settings(cluster_name="b", git_port=1), True, True, "kind-b", "http://127.0.0.1:1/lab.git"),
+        (Settings(kube_context="prod"), False, True, "prod", "http://127.0.0.1:8090/lab.git"),
+        (Settings(git_url="ssh://git@host/x.git"), True, False, "kind-gitops-lab", "ssh://git@host/x.git"),
+    ],
+)
+def test_what_the_user_names_is_not_the_labs_own(
+    given: Settings, owns_cluster: bool, owns_git: bool, context: str, push_url: str
+) -> None:
+    assert (given.owns_cluster, given.owns_git) == (owns_cluster, owns_git)
+    assert (given.context, given.git_push_url) == (context, push_url)
+    assert given.git_fetch_url == (given.git_url or "http://git-server.flux-system.svc.cluster.local/lab.git")
+
+
+def test_two_labs_share_no_name() -> None:
+    one, two = Settings(cluster_name="one"), Settings(cluster_name="two")
+    for name in (
+        "context", "network", "registry_container", "git_container", "registry_volume", "git_volume", "control_plane",
+        "state_dir",
+    ):  # fmt: skip
+        assert getattr(one, name) != getattr(two, name)
+    assert one.cache_dir == two.cache_dir
+
+
+def overlay(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "kustomization.yaml").touch()
+    return folder
+
+
+def test_environments_are_the_overlays_in_the_order_of_promotion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "OVERLAYS", overlay(tmp_path, "zeta", "production", "canary", "staging", "dev"))
+    (tmp_path / "empty").mkdir()
+    assert settings.environments() == ["dev", "staging", "production", "canary", "zeta"]
+
+
+def test_this_tree_has_the_three_environments() -> None:
+    assert settings.environments() == ["dev", "staging", "production"]
+
+
+@pytest.mark.parametrize("name", ["", "prod", "Dev", "../dev"])
+def test_an_environment_that_is_not_there_is_refused_with_those_that_are(name: str) -> None:
+    with pytest.raises(UsageError, match="is not an environment") as refused:
+        settings.require_environment(name)
+    assert refused.value.mend == "take one of: dev, staging, production"
+    assert settings.require_environment("staging") == "staging"
+
+
+def test_an_error_reads_as_what_is_wrong_and_how_to_mend_it() -> None:
+    assert str(LabError("It broke.")) == "It broke."
+    assert str(LabError("It broke.", "mend it", "    line 1\n    line 2")).splitlines() == [
+        "It broke.",
+        "    line 1",
+        "    line 2",
+        "To mend it: mend it",
+    ]
