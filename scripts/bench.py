@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scripts import appimage, cluster, console, git, setup, teardown
+from scripts import cluster, console, git, setup, teardown
 from scripts import provide as providing
 from scripts.deploy import lab_kube
 from scripts.docker import containers_with_label, docker, engine_info, memory_of
 from scripts.errors import LabError
 from scripts.kube import Kube
 from scripts.process import run
-from scripts.settings import APP_NAME, KIND_CLUSTER_LABEL, MAIN_BRANCH, OWNER_LABEL, ROOT, Settings
+from scripts.settings import APP_NAME, KIND_CLUSTER_LABEL, MAIN_BRANCH, OVERLAYS, OWNER_LABEL, ROOT, Settings
 from scripts.versions import Versions
 from scripts.waiting import wait_for
 
@@ -49,9 +49,11 @@ class Measure:
     unit: str
 
     @property
-    def met(self) -> bool | None:
-        """Whether the goal is met; None where there is none."""
-        return None if self.goal is None else self.value <= self.goal
+    def verdict(self) -> str:
+        """Whether the goal is met, in a word; nothing where there is none."""
+        if self.goal is None:
+            return ""
+        return "met" if self.value <= self.goal else "MISSED"
 
 
 def bench(settings: Settings, versions: Versions) -> int:
@@ -74,10 +76,7 @@ def bench(settings: Settings, versions: Versions) -> int:
     console.table(
         "Measures",
         ["measure", "value", "goal", ""],
-        [
-            [m.name, f"{m.value:.2f} {m.unit}", f"<= {m.goal} {m.unit}" if m.goal else "", {True: "met", False: "MISSED"}.get(m.met, "")]  # type: ignore[arg-type]
-            for m in measures
-        ],
+        [[m.name, f"{m.value:.2f} {m.unit}", f"<= {m.goal} {m.unit}" if m.goal else "", m.verdict] for m in measures],
     )
     report = ROOT / "reports" / "bench.json"
     report.parent.mkdir(exist_ok=True)
@@ -206,7 +205,7 @@ class Marker:
     def __init__(self, clone: Path, kube: Kube) -> None:
         self._clone = clone
         self._kube = kube
-        self._overlay = clone / appimage.OVERLAYS.relative_to(ROOT) / "dev" / "kustomization.yaml"
+        self._overlay = clone / OVERLAYS.relative_to(ROOT) / "dev" / "kustomization.yaml"
         self._original = self._overlay.read_text()
 
     def write(self, value: str) -> None:

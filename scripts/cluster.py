@@ -166,17 +166,22 @@ def _ensure_context(settings: Settings, kind: Path) -> None:
     )
 
 
-def _context_is_current(settings: Settings) -> bool:
-    from kubernetes import client, config
+def context_server(context: str) -> str:
+    """Return the API server that a kubeconfig context points to, or "" if there is no such context."""
+    from kubernetes import config
 
     try:
-        api = config.new_client_from_config(context=settings.context)
+        api = config.new_client_from_config(context=context)  # type: ignore[no-untyped-call]
     except (config.ConfigException, OSError, ValueError):
-        return False
-    assert isinstance(api, client.ApiClient)
+        return ""
+    return str(api.configuration.host)
+
+
+def _context_is_current(settings: Settings) -> bool:
+    server = context_server(settings.context)
     found = inspect("container", settings.control_plane) or {}
     bindings = found.get("HostConfig", {}).get("PortBindings", {}).get("6443/tcp") or [{}]
-    return str(api.configuration.host).endswith(f":{bindings[0].get('HostPort', '?')}") and Kube(settings.context).is_up()
+    return server.endswith(f":{bindings[0].get('HostPort', '?')}") and Kube(settings.context).is_up()
 
 
 def export_kubeconfig(settings: Settings, kind: Path) -> None:
@@ -224,7 +229,7 @@ def not_ready_nodes(kube: Kube, expected: int) -> list[str]:
     nodes = [kube.to_dict(n) for n in kube.call(kube.core.list_node).items]
     lines = []
     for node in nodes:
-        ready = next((c for c in node["status"].get("conditions", []) if c["type"] == "Ready"), {})
+        ready: dict[str, Any] = next((c for c in node["status"].get("conditions", []) if c["type"] == "Ready"), {})
         if ready.get("status") != "True":
             lines.append(f"node {node['metadata']['name']}: {ready.get('message', 'has not reported yet')}")
     if len(nodes) < expected:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 HEARTBEAT_S = 30.0
+PIPE_WIDTH = 240
 
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -82,9 +83,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text
         grid.add_column(column, overflow="fold")
     for row in rows:
         grid.add_row(*row)
-    # A pipe has no width: a table is never cut for it.
-    width = None if _out.is_terminal else 200
-    _out.print(grid, width=width)
+    if _out.is_terminal:
+        _out.print(grid)
+    else:
+        # A pipe has no width: a table is never folded for it.
+        Console(highlight=False, width=PIPE_WIDTH, no_color=True).print(grid)
 
 
 def duration(seconds: float) -> str:
@@ -182,6 +185,8 @@ class Board:
     def task(self, label: str) -> Iterator[_Task]:
         """Show a step as running until the block ends; `note()` in this thread then speaks for it."""
         task = _Task(label)
+        if not self._live:
+            _out.print(Text(f"▸ {label}", style="dim"))
         with self._lock:
             self._tasks.append(task)
         previous = getattr(_local, "task", None)

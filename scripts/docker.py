@@ -26,8 +26,8 @@ def engine_info() -> dict[str, Any] | None:
     if done.exit_code != 0:
         return None
     info: dict[str, Any] = json.loads(done.stdout)
-    # Some versions exit 0 without a server and say so inside.
-    return None if info.get("ServerErrors") or not info.get("ServerVersion") else info
+    # Some versions exit 0 without a server and say so inside; Podman's answer has another shape (key "host").
+    return info if (info.get("ServerVersion") or "host" in info) and not info.get("ServerErrors") else None
 
 
 def inspect(kind: str, name: str) -> dict[str, Any] | None:

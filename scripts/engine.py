@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts import bounded_runc, console
+from scripts import bounded_runc, console, hostfacts
 from scripts.cache import lock, write_atomically
 from scripts.docker import engine_info
 from scripts.errors import LabError
@@ -55,7 +55,7 @@ def ensure_engine(settings: Settings) -> Outcome:
     with lock(settings.cache_dir / "locks" / "engine.lock", "the container engine", timeout_s=600):
         info = engine_info() if shutil.which("docker") else None
         if info:
-            return Outcome(False, f"Docker {info['ServerVersion']}")
+            return Outcome(False, f"Docker {info.get('ServerVersion', '(Podman)')}")
         did = []
         if platform.system() != "Linux" or not is_root():
             raise LabError(_why_unreachable(), _INSTALL_HINTS.get(platform.system(), _INSTALL_HINTS["Linux"]))
@@ -97,21 +97,13 @@ def apt_install(packages: tuple[str, ...]) -> None:
     )
 
 
-def missing_capabilities() -> list[str]:
-    """Return the capabilities that `--privileged` asks for and this machine's bounding set lacks."""
-    allowed = bounded_runc.bounding_set(Path("/proc/self/status").read_text())
-    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-    known = [f"CAP_{name}" for name in bounded_runc.CAPABILITIES[: last + 1]]
-    return [name for name in known if name not in allowed]
-
-
 def _start(settings: Settings) -> None:
     folder = settings.state_root / "engine"
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "dockerd.log"
     _clear_dead_pid_file()
     args: list[str | Path] = ["dockerd"]
-    missing = missing_capabilities()
+    missing = hostfacts.missing_capabilities()
     if missing:
         console.line(f"  this machine can't give {', '.join(missing)}: privileged containers do without (a runc wrapper)")
         args += ["--add-runtime", f"bounded={_install_wrapper(folder)}", "--default-runtime", "bounded"]

@@ -164,7 +164,7 @@ def root_objects(settings: Settings, versions: Versions, pin_images: bool, with_
     }
     patches: list[Object] = []
     if not settings.owns_git:
-        operations = [{"op": "replace", "path": "/spec/url", "value": settings.git_fetch_url}]
+        operations: list[Object] = [{"op": "replace", "path": "/spec/url", "value": settings.git_fetch_url}]
         if with_credentials:
             source["spec"]["secretRef"] = {"name": GIT_SECRET}
             operations.append({"op": "add", "path": "/spec/secretRef", "value": {"name": GIT_SECRET}})

@@ -26,6 +26,8 @@ from scripts.process import CommandError, run
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 REQUIRED_PROGRAMS = ("git", "tar")
+# Who listens here stands in the way of a port on 127.0.0.1.
+LOOPBACK_LISTENERS = frozenset({"127.0.0.1", "0.0.0.0", "::"})
 
 _MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 _LISTEN = "0A"

@@ -44,7 +44,7 @@ class Kube:
         from kubernetes import client, config
 
         try:
-            api = config.new_client_from_config(context=self.context)
+            api = config.new_client_from_config(context=self.context)  # type: ignore[no-untyped-call]
         except config.ConfigException:
             raise UnreachableError(
                 f"kubeconfig has no context {self.context}.",

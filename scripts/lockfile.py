@@ -48,8 +48,8 @@ class Locked:
 class LockFile:
     """The lock file at a path; `locks_dir` is where runs that write it wait for each other."""
 
-    path: Path
-    locks_dir: Path
+    path: Path = LOCK_FILE
+    locks_dir: Path = ROOT / "build"  # not in Git
 
     def read(self) -> Locked:
         """Return what is recorded: nothing when there is no file; raises LabError for one that is damaged."""

@@ -81,8 +81,8 @@ def _lay_out(context: Path, source: SourceSet) -> None:
     config.write_text(text.replace(loose, "restrict_oom_score_adj = true"))
     for target, paths in (("bin", BINARIES), ("cni", tuple(f"cni/{p}" for p in CNI_PLUGINS))):
         (context / target).mkdir()
-        for path in paths:
-            module, _, binary = path.partition("/")
+        for binary_path in paths:
+            module, _, binary = binary_path.partition("/")
             shutil.copy2(source.binary(module, binary), context / target / binary)
     shutil.copy2(source.binary("kubernetes", "kubernetes"), context / "kubernetes")
     shutil.copytree(NODE_DIR / "manifests", context / "manifests")

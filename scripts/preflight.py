@@ -1,6 +1,6 @@
 """What would cost hours later, found before anything is created: each finding says what is wrong and what mends it.
 
-Only judges: the facts are gathered by hostfacts, by the engine and by the cluster's side, and handed in.
+Only judges: the facts are gathered by hostfacts and labfacts, and handed in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from scripts import console
 from scripts.errors import PreflightError
-from scripts.hostfacts import EngineFacts, HostFacts, Network, PortHolder, Route, read_int
+from scripts.hostfacts import LOOPBACK_LISTENERS, EngineFacts, HostFacts, Network, PortHolder, Route, read_int
 from scripts.outcome import Outcome
 from scripts.settings import (
     INOTIFY_INSTANCES,
@@ -50,7 +50,6 @@ _SLOW_DRIVERS = {
     "devicemapper": "is gone from current engines",
     "aufs": "is gone from current engines",
 }
-_LOOPBACK_LISTENERS = {"127.0.0.1", "0.0.0.0", "::"}
 _GIB = 1024**3
 
 
@@ -436,7 +435,7 @@ def _clash(
 def _ports(settings: Settings, host: HostFacts, lab: LabFacts) -> list[Finding]:
     found = []
     for variable, port in wanted_ports(settings).items():
-        holder = next((h for h in host.port_holders if h.port == port and h.address in _LOOPBACK_LISTENERS), None)
+        holder = next((h for h in host.port_holders if h.port == port and h.address in LOOPBACK_LISTENERS), None)
         if port in lab.own_ports:
             found.append(_ok("port", f"{port} is held by this lab"))
         elif port in lab.container_ports:

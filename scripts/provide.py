@@ -21,6 +21,7 @@ from scripts.downloads import Downloader
 from scripts.engine import apt_install, is_root
 from scripts.errors import LabError
 from scripts.gobuild import build_module
+from scripts.hostfacts import current_platform
 from scripts.lockfile import LockFile
 from scripts.nodeimage import ensure_node_image
 from scripts.outcome import Outcome
@@ -99,19 +100,9 @@ def _remembered_file(settings: Settings) -> Path:
     return settings.state_dir / "image-source"
 
 
-def this_platform() -> str:
-    """Return this machine as `os/arch`, as release files name it."""
-    machine = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}.get(platform.machine())
-    if not machine or platform.system() not in ("Linux", "Darwin"):
-        raise LabError(
-            f"{platform.system()} on {platform.machine()} is not supported.", "use Linux or macOS on amd64 or arm64"
-        )
-    return f"{platform.system().lower()}/{machine}"
-
-
 def downloader(settings: Settings) -> Downloader:
     """Return what puts release binaries into the tools folder."""
-    return Downloader(settings.tools_dir, this_platform(), LockFile(LOCK_FILE))
+    return Downloader(settings.tools_dir, current_platform(), LockFile(LOCK_FILE, settings.cache_dir / "locks"))
 
 
 def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path) -> Outcome:

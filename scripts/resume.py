@@ -16,7 +16,7 @@ from scripts.docker import container_state, docker
 from scripts.engine import ensure_engine
 from scripts.errors import LabError
 from scripts.kube import Kube
-from scripts.settings import Settings
+from scripts.settings import ImageSource, Settings
 from scripts.versions import load
 from scripts.waiting import wait_for
 
@@ -52,7 +52,7 @@ def resume(settings: Settings) -> int:
                 settings,
                 kube,
                 versions,
-                source is providing.ImageSource.REGISTRY,
+                source is ImageSource.REGISTRY,
                 cluster.network_subnet(settings),
                 git.credentials(settings, os.environ),
             )

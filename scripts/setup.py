@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts import appimage, cluster, console, endpoints, flux, git, manifests, preflight, sidecars, timings
+from scripts import appimage, cluster, console, endpoints, flux, git, labfacts, manifests, preflight, sidecars, timings
 from scripts import provide as providing
 from scripts.cache import Cache, lock, now_iso
 from scripts.docker import engine_info
@@ -18,7 +18,7 @@ from scripts.engine import ensure_engine
 from scripts.errors import LabError
 from scripts.kube import Kube
 from scripts.outcome import Outcome
-from scripts.settings import ImageSource, Settings
+from scripts.settings import APP_NAME, Edge, ImageSource, Settings, environments
 from scripts.sourcebuild import is_warm
 from scripts.versions import Versions
 from scripts.waiting import wait_for
@@ -130,7 +130,7 @@ def check_preconditions(run: Run) -> Outcome:
     run.engine = engine_info() or {}
     warm = run.source is ImageSource.REGISTRY or is_warm(Cache(run.settings.cache_dir), run.versions)
     raised = preflight.raise_inotify()
-    findings = preflight.run_checks(run.settings, run.source, warm)
+    findings = labfacts.run_checks(run.settings, run.source, warm)
     preflight.require(findings)
     return Outcome(engine.changed or raised.changed, engine.what + (f", {raised.what}" if raised.changed else ""))
 
@@ -189,7 +189,7 @@ def build_application(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
     for environment, tag in appimage.overlay_tags().items():
         if tag != image.tag and not appimage.pushed_digest(run.settings, tag):
             console.warn(
-                f"{environment} asks for {appimage.APP_NAME}:{tag}, which the registry does not have; "
+                f"{environment} asks for {APP_NAME}:{tag}, which the registry does not have; "
                 f"`make deploy` builds the current sources ({image.tag}) and moves dev to them"
             )
     return outcome
@@ -264,8 +264,8 @@ def _salute(run: Run, total: float) -> None:
     timings.show_run(run.steps, total)
     console.line("")
     console.line(f"The lab is up: context {settings.context}, Git remote `{settings.git_remote}`.", "bold")
-    for environment in endpoints.environments():
-        if settings.edge.value == "none":
+    for environment in environments():
+        if settings.edge is Edge.NONE:
             console.line(f"  {environment}: make port-forward ENV={environment}")
         else:
             console.line(f"  http://{endpoints.host_of(environment)}:{settings.edge_port}/")

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import pty
@@ -17,8 +18,11 @@ from scripts.settings import ROOT
 Capture = pytest.CaptureFixture[str]
 # Shows one of each, in a process of its own: what it prints depends on its output and on its environment.
 SHOW = """
+import time
 from scripts import console
 with console.Board() as board, board.task("the step"):
+    if console.is_live():
+        time.sleep(0.2)  # lines are redrawn eight times a second
     console.note("a detail")
     console.line("[bold]a line[/bold] :rocket:")
     console.done("a step", 12.34, "did it")
@@ -27,19 +31,15 @@ with console.Board() as board, board.task("the step"):
     console.warn("a warning")
     console.error("an error\\nits cause")
 """
-COLOUR = re.compile(r"\x1b\[[0-9;]*\b(3[0-7]|9[0-7]|4[0-7]|38|48)\b[0-9;]*m")
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])(?:;\d+)*m")
 
 
-def show(extra: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    env = {k: v for k, v in os.environ.items() if k not in ("CI", "NO_COLOR", "FORCE_COLOR", "COLUMNS")} | extra
-    return subprocess.run([sys.executable, "-c", SHOW], cwd=ROOT, env=env, capture_output=True, text=True, timeout=20)
-
-
-def show_in_terminal(extra: dict[str, str]) -> str:
-    env = {k: v for k, v in os.environ.items() if k not in ("CI", "NO_COLOR", "FORCE_COLOR")}
+@functools.cache
+def show_in_terminal(*extra: str) -> str:
+    env = {k: v for k, v in os.environ.items() if k not in ("CI", "NO_COLOR", "FORCE_COLOR")} | {"TERM": "xterm-256color"}
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", SHOW], cwd=ROOT, env=env | {"TERM": "xterm-256color"} | extra, stdout=theirs, stderr=theirs
+        [sys.executable, "-c", SHOW], cwd=ROOT, env=env | dict(v.split("=") for v in extra), stdout=theirs, stderr=theirs
     )
     os.close(theirs)
     data = b""
@@ -57,8 +57,10 @@ def show_in_terminal(extra: dict[str, str]) -> str:
 
 
 def test_in_a_pipe_lines_are_plain_and_errors_apart() -> None:
-    shown = show({})
+    env = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "COLUMNS")}
+    shown = subprocess.run([sys.executable, "-c", SHOW], cwd=ROOT, env=env, capture_output=True, text=True, timeout=20)
     assert shown.stdout.splitlines() == [
+        "▸ the step",
         "[bold]a line[/bold] :rocket:",
         "✔ a step  12.3 s  did it",
         "✘ a step  1 min 40 s  did not",
@@ -70,7 +72,7 @@ def test_in_a_pipe_lines_are_plain_and_errors_apart() -> None:
 
 
 def test_a_terminal_has_colours_and_a_live_line() -> None:
-    shown = show_in_terminal({})
+    shown = show_in_terminal()
     assert COLOUR.search(shown)
     assert "the step" in shown, "the running step has a line that is redrawn"
     assert "\x1b[?25l" in shown, "while lines are redrawn the cursor is hidden"
@@ -79,10 +81,9 @@ def test_a_terminal_has_colours_and_a_live_line() -> None:
 
 @pytest.mark.parametrize(
     ("extra", "coloured", "live"),
-    [({"NO_COLOR": "1"}, False, True), ({"CI": "true"}, True, False), ({"TERM": "dumb"}, False, False)],
-    ids=["NO_COLOR", "CI", "dumb terminal"],
+    [("NO_COLOR=1", False, True), ("CI=true", True, False), ("TERM=dumb", False, False)],
 )
-def test_a_terminal_that_asks_for_less_gets_less(extra: dict[str, str], coloured: bool, live: bool) -> None:
+def test_a_terminal_that_asks_for_less_gets_less(extra: str, coloured: bool, live: bool) -> None:
     shown = show_in_terminal(extra)
     assert bool(COLOUR.search(shown)) is coloured
     assert ("\x1b[?25l" in shown) is live
@@ -95,7 +96,6 @@ def test_a_long_line_in_a_pipe_stays_one_line(capsys: Capture) -> None:
     assert [len(line) for line in capsys.readouterr().out.splitlines()] == [500, 2 + 500 + len("  1.0 s  ")]
 
 
-@pytest.mark.xfail(strict=True, reason="rich takes the smaller of the given and its own width, 80 in a pipe")
 def test_a_table_in_a_pipe_is_not_cut_to_the_width_of_a_terminal(capsys: Capture) -> None:
     console.table("", ["name", "why"], [["n" * 50, "w" * 100]])
     assert f"{'n' * 50}  {'w' * 100}" in capsys.readouterr().out
@@ -126,23 +126,25 @@ def test_a_step_that_takes_long_says_now_and_then_what_it_does(
     def heard() -> bool:
         nonlocal out
         out += capsys.readouterr().out
-        return out.count("\n") >= 2
+        return out.count("… ") >= 2
 
-    with console.Board() as board, board.task("images"):
-        task = console.current_task()
+    class Impatient(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            return super().wait(0.01)
 
-        def helper() -> None:
-            with console.speak_for(task):
-                console.note("etcd: compiling")
-
-        thread = threading.Thread(target=helper)
-        thread.start()
-        thread.join()
-        with board.task("cluster"):
+    board = console.Board()
+    board._stop = Impatient()
+    with board, board.task("images"):
+        with console.lane("etcd"):
+            console.note("compiling")
             until(heard)
-    assert re.search(r"^… images: etcd: compiling \(\d+\.\d s\)$", out, re.MULTILINE)
-    assert re.search(r"^… cluster: running \(\d+\.\d s\)$", out, re.MULTILINE)
-    assert console.current_task() is None
+    assert re.search(r"^… images: running \(\d+\.\d s\)$", out, re.MULTILINE)
+    assert re.search(r"^… etcd: compiling \(\d+\.\d s\)$", out, re.MULTILINE)
+
+
+def test_a_lane_of_a_step_needs_no_board() -> None:
+    with console.lane("etcd"):
+        console.note("compiling")
 
 
 def test_a_note_speaks_for_the_step_of_its_thread_and_for_the_outer_one_again() -> None:
@@ -155,6 +157,13 @@ def test_a_note_speaks_for_the_step_of_its_thread_and_for_the_outer_one_again() 
         other.start()
         other.join()
     assert (outer.detail, inner.detail) == ("shallow", "deep")
+
+
+@pytest.mark.xfail(strict=True, reason="the style of a Text is its base style: it colours what is appended too")
+def test_only_the_mark_of_a_step_and_of_a_warning_is_coloured() -> None:
+    shown = show_in_terminal()
+    assert "\x1b[32m✔ \x1b[0m" in shown
+    assert "\x1b[33m! \x1b[0ma warning" in shown
 
 
 def test_a_step_that_fails_is_no_longer_shown_as_running() -> None:

@@ -1,0 +1,114 @@
+"""Fixtures of the live lab. The tests use it through what a user has: make, git, HTTP, kubectl's context."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+
+from scripts import bench, git
+from scripts import settings as lab_settings
+from scripts.kube import Kube
+from scripts.settings import MAIN_BRANCH, ROOT, Settings
+
+MAKE_TIMEOUT_S = 900
+
+
+@dataclass(frozen=True)
+class MakeResult:
+    code: int
+    output: str
+
+
+def run_make(*args: str, root: Path = ROOT, timeout_s: float = MAKE_TIMEOUT_S, **variables: str) -> MakeResult:
+    """Run make as a user does, and return exit code and everything it printed."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-C", str(root), "-o", ".venv/.complete", *args, *(f"{k}={v}" for k, v in variables.items())],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    return MakeResult(done.returncode, done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="session")
+def settings() -> Settings:
+    return lab_settings.load()
+
+
+@pytest.fixture(scope="session")
+def kube(settings: Settings) -> Kube:
+    api = Kube(settings.context, settings.tools_dir / "kubectl")
+    assert api.is_up(), f"no lab answers in context {settings.context}: run `make setup-all` first"
+    return api
+
+
+@pytest.fixture
+def make() -> Callable[..., MakeResult]:
+    return run_make
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A second working copy of the lab's repository: what another person of the team has."""
+
+    path: Path
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        path = self.path / file
+        text = path.read_text()
+        assert old in text, f"{file} has no {old!r}"
+        path.write_text(text.replace(old, new))
+
+    def commit(self, message: str) -> str:
+        git.git("commit", "--quiet", "--all", "--message", message, root=self.path)
+        return git.git("rev-parse", "HEAD", root=self.path).stdout.strip()
+
+    def push(self, branch: str = MAIN_BRANCH) -> None:
+        git.git("push", "--quiet", "origin", f"HEAD:{branch}", root=self.path, timeout_s=60)
+
+
+@pytest.fixture
+def clone(settings: Settings, tmp_path: Path) -> Iterator[Clone]:
+    """Clone the lab's main; whatever a test pushes to it is reverted at the end."""
+    path = tmp_path / "clone"
+    git.git("clone", "--quiet", "--branch", MAIN_BRANCH, settings.git_push_url, path, timeout_s=60)
+    bench.configure_author(path)
+    before = git.git("rev-parse", "HEAD", root=path).stdout.strip()
+    (path / ".venv").symlink_to(ROOT / ".venv")
+    yield Clone(path)
+    git.git("fetch", "--quiet", "origin", root=path, timeout_s=60)
+    git.git("checkout", "--quiet", "--force", "-B", "restore", f"origin/{MAIN_BRANCH}", root=path)
+    if git.git("diff", "--quiet", before, "HEAD", root=path, check=False).exit_code != 0:
+        git.git("checkout", "--quiet", before, "--", ".", root=path)
+        git.git("commit", "--quiet", "--all", "--message", "Test: put everything back", root=path)
+        git.git("push", "--quiet", "origin", f"HEAD:{MAIN_BRANCH}", root=path, timeout_s=60)
+        wait_until_settled(settings)
+
+
+def wait_until_settled(settings: Settings) -> None:
+    from scripts import deploy
+
+    deploy.wait_until_live(settings, deploy.lab_kube(settings))
+
+
+@pytest.fixture
+def edge(settings: Settings) -> Callable[..., requests.Response]:
+    """Request a path of an environment through the edge on 127.0.0.1."""
+    session = requests.Session()
+    session.trust_env = False
+
+    def get(environment: str, path: str) -> requests.Response:
+        url = f"http://127.0.0.1:{settings.edge_port}{path}"
+        return session.get(url, headers={"Host": f"{environment}.localhost"}, timeout=10)
+
+    return get
