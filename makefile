@@ -14,11 +14,12 @@ export EDGE ?= envoy                ## envoy, or none for a small machine
 export GIT_REMOTE ?= lab            ## name of the Git remote that setup adds to this clone
 export GIT_URL ?=                   ## your own Git remote instead of the lab's server (GIT_TOKEN or GIT_SSH_KEY_FILE)
 export KUBE_CONTEXT ?=              ## an existing cluster instead of kind
+export IMAGE_REPOSITORY ?=          ## with KUBE_CONTEXT: where the application is pushed to (host/name)
 export SUBNET ?=                    ## the lab network's subnet, where the engine's choice clashes with a VPN
 export ENV ?=                       ## the environment: dev, staging or production
 export DEBUG ?=                     ## 1 shows tracebacks
 # Make keeps the blanks before a comment as part of a value: take them off once, here.
-$(foreach v,IMAGE_SOURCE CLUSTER_NAME EDGE_PORT REGISTRY_PORT GIT_PORT EDGE GIT_REMOTE GIT_URL KUBE_CONTEXT SUBNET ENV DEBUG,$(eval export $(v) := $(strip $($(v)))))
+$(foreach v,IMAGE_SOURCE CLUSTER_NAME EDGE_PORT REGISTRY_PORT GIT_PORT EDGE GIT_REMOTE GIT_URL KUBE_CONTEXT IMAGE_REPOSITORY SUBNET ENV DEBUG,$(eval export $(v) := $(strip $($(v)))))
 
 $(VENV)/.complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, this is %s. To mend it: make PYTHON=python3.12" % sys.version.split()[0])'

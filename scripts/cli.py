@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
-    except Exception as error:  # noqa: BLE001 - the last resort: a traceback is for developers, a line for people
+    except Exception as error:  # the last resort: a traceback is for developers, a line for people
         if options.debug:
             raise
         console.debug(traceback.format_exc())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from scripts.docker import container_state, containers_with_label, docker, inspe
 from scripts.errors import LabError, PreflightError
 from scripts.kube import Kube
 from scripts.outcome import Outcome
-from scripts.process import CommandError, run
+from scripts.process import run
 from scripts.settings import KIND_CLUSTER_LABEL, KIND_DIR, OWNER_LABEL, REGISTRY_IN_CLUSTER, Settings
 from scripts.waiting import wait_for
 
@@ -111,24 +110,20 @@ def ensure_cluster(settings: Settings, kind: Path, image: str, cgroup_v1: bool) 
         console.note("an unfinished cluster is there: making it anew")
         delete_cluster(settings, kind)
     console.note("kind create cluster")
-    with contextlib.ExitStack() as stack:
-        log = settings.state_dir / "logs" / "kind-create.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("")
-        file = settings.state_dir / "kind-cluster.yaml"
-        file.write_text(config)
-        stack.callback(file.unlink)
-        try:
-            run(
-                [kind, "create", "cluster", "--config", file, "--image", image, "--retain", "--wait", "0s",
-                 "--kubeconfig", kubeconfig_of(settings)],
-                timeout_s=CREATE_TIMEOUT_S,
-                env=_environment(settings),
-                log_file=log,
-                mend="see the log; `make doctor` names the usual causes",
-            )  # fmt: skip
-        except CommandError:
-            raise
+    log = settings.state_dir / "logs" / "kind-create.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("")
+    file = settings.state_dir / "kind-cluster.yaml"
+    file.write_text(config)
+    # --retain: when it fails, the nodes' logs are what one needs; the next run makes them anew.
+    run(
+        [kind, "create", "cluster", "--config", file, "--image", image, "--retain", "--wait", "0s",
+         "--kubeconfig", kubeconfig_of(settings)],
+        timeout_s=CREATE_TIMEOUT_S,
+        env=_environment(settings),
+        log_file=log,
+        mend="see the log; `make doctor` names the usual causes",
+    )  # fmt: skip
     docker("exec", "--interactive", settings.control_plane, "sh", "-c", f"cat > {MARKER}", input_text=wanted)
     _ensure_context(settings, kind)
     return Outcome(True, "cluster created (1 control plane, 2 workers)")

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from scripts import console
+from scripts.appimage import IMAGE_IN_CLUSTER
 from scripts.cache import digest_of
 from scripts.fluxcli import CONTROLLERS
 from scripts.git import environment_branch
@@ -171,6 +172,8 @@ def root_objects(settings: Settings, versions: Versions, pin_images: bool, with_
         patches.append({"target": {"kind": "GitRepository"}, "patch": json.dumps(operations)})
     if pin_images:
         patches += _digest_patches(versions)
+    if settings.image_repository:
+        patches.append(_repository_patch(settings.image_repository))
     if patches:
         spec["patches"] = patches
     if settings.edge is Edge.NONE:
@@ -182,6 +185,19 @@ def root_objects(settings: Settings, versions: Versions, pin_images: bool, with_
         "spec": spec,
     }
     return [source, kustomization]
+
+
+def _repository_patch(repository: str) -> Object:
+    """Let every environment take the application from another repository: a patch that adds a patch."""
+    images = [{"op": "add", "path": "/spec/images", "value": [{"name": IMAGE_IN_CLUSTER, "newName": repository}]}]
+    inner = [
+        {
+            "op": "add",
+            "path": "/spec/patches",
+            "value": [{"target": {"kind": "Kustomization"}, "patch": json.dumps(images)}],
+        }
+    ]
+    return {"target": {"kind": "Kustomization", "name": "applications-sync"}, "patch": json.dumps(inner)}
 
 
 def _digest_patches(versions: Versions) -> list[Object]:

@@ -79,6 +79,7 @@ def run(
         args: the program and its arguments.
         timeout_s: seconds after which the whole process group is killed.
         input_text: standard input; the way to hand over a secret.
+        cwd: the folder to run in.
         env: variables added to the environment.
         check: raise CommandError unless the exit code is 0.
         log_file: where both streams go instead of memory (long builds); its end is quoted on failure.

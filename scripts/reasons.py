@@ -177,8 +177,8 @@ def _last_words(kube: Kube, pods: Iterable[Object]) -> dict[str, str]:
 def explain(snapshot: Snapshot) -> list[str]:
     """Return why things are not ready, deepest causes first; what one cause holds up is named behind it."""
     found = _Findings()
-    for cause in _node_causes(snapshot):
-        found.add([cause])
+    for thing in snapshot.nodes:
+        found.add(_causes_of_node(snapshot, thing), f"node {_name(thing)}")
     for thing in snapshot.sources:
         found.add(source_causes(snapshot, thing), f"GitRepository {_flux_name(thing)}")
     for thing in snapshot.kustomizations:
@@ -253,7 +253,7 @@ def _causes_of_node(snapshot: Snapshot, node: Object) -> list[Cause]:
     problem = node_problem(node)
     if not problem:
         return []
-    if "network plugin" in problem.lower() or "cni" in problem.lower():
+    if any(word in problem for word in ("NetworkPlugin", "network plugin", "cni")):
         # The network's own pods run on the node's network, so they start on a node that isn't Ready.
         for pod in snapshot.pods:
             spec = pod.get("spec", {})
@@ -262,7 +262,7 @@ def _causes_of_node(snapshot: Snapshot, node: Object) -> list[Cause]:
                 and spec.get("nodeName") == _name(node)
                 and (why := _definite_problem(snapshot, pod))
             ):
-                return [_pod_cause(pod, f"{why} (node {_name(node)} has no network)", Depth.NODE)]
+                return [_pod_cause(pod, why, Depth.NODE)]
     return [Cause(f"node {_name(node)}", problem, Depth.NODE)]
 
 
@@ -380,6 +380,8 @@ def _not_ready_yet(snapshot: Snapshot, pod: Object) -> Cause:
     """Return what a pod without a definite problem waits for."""
     statuses = pod.get("status", {}).get("containerStatuses") or []
     waiting: Object = next((c for c in statuses if not c.get("ready")), {})
+    if statuses and not waiting:
+        return _pod_cause(pod, condition(pod).get("message") or "its containers are ready, the pod not yet", Depth.POD)
     running = (waiting.get("state") or {}).get("running") or {}
     if not running:
         initialising = [
@@ -390,10 +392,7 @@ def _not_ready_yet(snapshot: Snapshot, pod: Object) -> Cause:
     age = (snapshot.taken_at - _time(running["startedAt"])).total_seconds() if running.get("startedAt") else 0.0
     restarts = f", {waiting['restartCount']} restarts" if waiting.get("restartCount") else ""
     probe = snapshot.newest_event(pod, ["Unhealthy"])
-    if not probe:
-        gates = condition(pod).get("message") if condition(pod, "ContainersReady").get("status") == "True" else ""
-        probe = gates or "its probe has not passed yet"
-    why = f"{_label(pod, waiting)}{probe}{restarts}"
+    why = f"{_label(pod, waiting)}{probe or 'its probe has not passed yet'}{restarts}"
     return _pod_cause(pod, why, Depth.STARTING if age < STARTING_S else Depth.POD)
 
 

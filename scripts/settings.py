@@ -74,6 +74,7 @@ class Settings:
     git_remote: str = "lab"
     git_url: str = ""
     kube_context: str = ""
+    image_repository: str = ""
     subnet: str = ""
     cache_dir: Path = Path.home() / ".cache" / "gitops-lab"
     state_root: Path = Path.home() / ".local" / "state" / "gitops-lab"
@@ -88,6 +89,11 @@ class Settings:
     def owns_git(self) -> bool:
         """Whether the Git server is the embedded one."""
         return not self.git_url
+
+    @property
+    def push_repository(self) -> str:
+        """Where the application's image is pushed to, as the engine names it."""
+        return self.image_repository or f"localhost:{self.registry_port}/{APP_NAME}"
 
     @property
     def context(self) -> str:
@@ -196,6 +202,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         git_remote=env.get("GIT_REMOTE", "") or defaults.git_remote,
         git_url=env.get("GIT_URL", ""),
         kube_context=env.get("KUBE_CONTEXT", ""),
+        image_repository=env.get("IMAGE_REPOSITORY", ""),
         subnet=env.get("SUBNET", ""),
         cache_dir=cache,
         state_root=state,

@@ -15,7 +15,7 @@ from scripts import provide as providing
 from scripts.cache import Cache, lock, now_iso
 from scripts.docker import engine_info
 from scripts.engine import ensure_engine
-from scripts.errors import LabError
+from scripts.errors import LabError, UsageError
 from scripts.kube import Kube
 from scripts.outcome import Outcome
 from scripts.settings import APP_NAME, Edge, ImageSource, Settings, environments
@@ -123,6 +123,7 @@ class _Stepper:
 
 def check_preconditions(run: Run) -> Outcome:
     """Step 1: find what would go wrong later, before anything is created."""
+    require_complete_target(run.settings)
     run.head = git.working_copy().head
     run.source, why = providing.choose_source(run.settings)
     console.line(f"  image source: {run.source} ({why})")
@@ -135,6 +136,18 @@ def check_preconditions(run: Run) -> Outcome:
     return Outcome(engine.changed or raised.changed, engine.what + (f", {raised.what}" if raised.changed else ""))
 
 
+def require_complete_target(settings: Settings) -> None:
+    """Refuse an existing cluster without the addresses that it, unlike the embedded one, can't be given."""
+    if settings.owns_cluster:
+        return
+    missing = [n for n, v in (("GIT_URL", settings.git_url), ("IMAGE_REPOSITORY", settings.image_repository)) if not v]
+    if missing:
+        raise UsageError(
+            f"KUBE_CONTEXT={settings.kube_context} needs {' and '.join(missing)} too: that cluster can't reach this lab's own.",
+            "set GIT_URL to a repository and IMAGE_REPOSITORY to an image name (host/name) that the cluster can reach",
+        )
+
+
 def get_tools_and_images(run: Run) -> Outcome:
     """Step 2: the same tools and images, whichever source they come from."""
     run.provided, outcome = providing.provide(run.settings, run.versions, run.source, run.log_dir)
@@ -144,6 +157,8 @@ def get_tools_and_images(run: Run) -> Outcome:
 
 def start_sidecars(run: Run) -> Outcome:
     """Start the registry and the Git server on the lab's network."""
+    if not run.settings.owns_cluster:
+        return Outcome(False, "Git and images as named")
     network = cluster.ensure_network(run.settings)
     registry = sidecars.ensure_registry(run.settings, run.have.registry_image)
     outcomes = [network, registry]
@@ -187,7 +202,7 @@ def build_application(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
         run.head,
     )
     for environment, tag in appimage.overlay_tags().items():
-        if tag != image.tag and not appimage.pushed_digest(run.settings, tag):
+        if tag != image.tag and run.settings.owns_cluster and not appimage.pushed_digest(run.settings, tag):
             console.warn(
                 f"{environment} asks for {APP_NAME}:{tag}, which the registry does not have; "
                 f"`make deploy` builds the current sources ({image.tag}) and moves dev to them"

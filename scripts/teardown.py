@@ -28,9 +28,8 @@ def teardown(settings: Settings, purge: bool) -> None:
             "No container engine answers, so there is nothing that can be taken down.",
             "make resume starts the engine that setup started; then make teardown",
         )
-    with lock(settings.state_dir / "setup.lock", "this lab"), console.Board() as board:
-        with board.task("taking the lab down"):
-            removed = _remove(settings, purge)
+    with lock(settings.state_dir / "setup.lock", "this lab"), console.Board() as board, board.task("taking the lab down"):
+        removed = _remove(settings, purge)
     if purge:
         shutil.rmtree(settings.state_dir, ignore_errors=True)
         clean(settings, cache=True)

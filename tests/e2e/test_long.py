@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import requests
@@ -144,6 +145,6 @@ def test_a_failing_setup_names_the_deepest_cause_and_a_diagnostics_folder(settin
     result = make("diagnose")
     assert result.code == 0, result.output
     folder = re.search(r"diagnostics: (\S+)", result.output)[1]
-    assert os.path.isfile(os.path.join(folder, "summary.txt"))
+    assert (Path(folder) / "summary.txt").is_file()
     assert time.monotonic() - started < 300
     assert json.loads((settings.state_dir / "timings.jsonl").read_text().splitlines()[-1])

@@ -51,10 +51,10 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
 
 @pytest.fixture
 def until() -> Until:
-    """Poll a condition until it holds; fails after ten seconds."""
+    """Poll a condition until it holds; fails after half a minute."""
 
     def wait(condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < deadline, f"did not come true: {condition}"
             time.sleep(0.01)

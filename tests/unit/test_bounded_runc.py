@@ -168,7 +168,7 @@ def test_the_program_reduces_the_spec_and_becomes_runc(tmp_path: Path, bundle: P
         env={"PATH": str(runc.parent)},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
     )
     assert (done.returncode, done.stdout) == (7, " ".join(arguments) + "\n"), done.stderr
     here = bounding_set(Path(f"/proc/{os.getpid()}/status").read_text())

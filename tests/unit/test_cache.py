@@ -115,7 +115,7 @@ def test_two_processes_that_want_the_same_entry_build_it_once(cache: Cache, tmp_
     until((tmp_path / "began").exists)
     until(lambda: all((tmp_path / f"up-{name}").exists() for name in ("one", "two")))
     (tmp_path / "may-end").touch()
-    outputs = sorted(process.communicate(timeout=20)[0] for process in builders)
+    outputs = sorted(process.communicate(timeout=60)[0] for process in builders)
     assert (tmp_path / "builds").read_text() == "built\n"
     assert outputs == [f"tool-{KEY[:16]} {built} ['half', 'rest']\n" for built in (False, True)]
 
@@ -206,7 +206,7 @@ def test_a_lock_is_free_after_an_error_and_passes_on_to_who_waits(tmp_path: Path
         thread = threading.Thread(target=second)
         thread.start()
         order.append("first")
-    thread.join(10)
+    thread.join(60)
     assert order == ["first", "second"]
 
 

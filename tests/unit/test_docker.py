@@ -57,6 +57,7 @@ def engine(programs: Programs, tmp_path: Path) -> Engine:
         ('{"ServerVersion": "20.10.24+dfsg1", "ServerErrors": null}', 0, "20.10.24+dfsg1"),
         ('{"ServerErrors": ["Cannot connect to the Docker daemon"]}', 0, ""),
         ('{"ServerVersion": "", "ServerErrors": []}', 0, ""),
+        ('{"ServerErrors": ["Cannot connect"], "host": {}}', 0, ""),
         ("Cannot connect to the Docker daemon", 1, ""),
     ],
 )
@@ -66,6 +67,11 @@ def test_an_engine_is_there_only_if_its_server_answers(
     programs.add("docker", f"echo '{stdout}'; exit {code}")
     info = docker.engine_info()
     assert (info or {}).get("ServerVersion", "") == version
+
+
+def test_podman_behind_the_same_command_counts_as_an_engine(programs: Programs) -> None:
+    programs.add("docker", """echo '{"host": {"arch": "amd64"}, "version": {"Version": "5.0"}}'""")
+    assert docker.engine_info() is not None
 
 
 def test_a_failed_command_shows_what_the_engine_said(programs: Programs) -> None:

@@ -51,7 +51,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(engine, "Path", path)
     monkeypatch.setattr(engine, "is_root", lambda: True)
     monkeypatch.setattr(engine.platform, "system", lambda: "Linux")
-    monkeypatch.setattr(engine, "missing_capabilities", lambda: [])
+    monkeypatch.setattr(engine.hostfacts, "missing_capabilities", list)
     return run
 
 
@@ -222,7 +222,7 @@ def test_an_engine_that_does_not_answer_is_reported_with_its_log(
 def test_only_a_machine_that_lacks_a_capability_gets_the_wrapper(
     fake: Machine, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(engine, "missing_capabilities", lambda: ["CAP_SYS_RESOURCE"])
+    monkeypatch.setattr(engine.hostfacts, "missing_capabilities", lambda: ["CAP_SYS_RESOURCE"])
     fake.install_client()
     fake.install_daemon()
     ensure_engine(settings)
@@ -236,16 +236,6 @@ def test_only_a_machine_that_lacks_a_capability_gets_the_wrapper(
     assert ".venv" not in shebang, "a clone may be deleted while its engine runs on"
     done = subprocess.run([wrapper, "--version"], env={"PATH": str(fake.programs.folder)}, capture_output=True, text=True)
     assert done.stderr == "bounded-runc: runc is not there\n" or done.returncode == 0
-
-
-def test_missing_capabilities_are_those_this_kernel_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.undo()  # the real function, with two files in place of /proc
-    status, last = tmp_path / "status", tmp_path / "last"
-    status.write_text("CapBnd:\t0000003ffeffffff\n")
-    last.write_text("37\n")
-    real = Path
-    monkeypatch.setattr(engine, "Path", lambda p: {"/proc/self/status": status}.get(p, last if "cap_last" in p else real(p)))
-    assert engine.missing_capabilities() == ["CAP_SYS_RESOURCE"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ class Repository:
         self.root = root
 
     def git(self, *args: str) -> str:
-        done = subprocess.run(["git", "-C", self.root, *args], capture_output=True, text=True, check=True, timeout=20)
+        done = subprocess.run(["git", "-C", self.root, *args], capture_output=True, text=True, check=True, timeout=60)
         return done.stdout.strip()
 
     def write(self, path: str, text: str = "x\n") -> None:
@@ -76,7 +76,7 @@ def connected(work: Repository, settings: Settings) -> Repository:
 @pytest.fixture
 def colleague(tmp_path: Path, connected: Repository, server: Repository) -> Repository:
     """Return another clone, one commit ahead of the first, which has been pushed."""
-    subprocess.run(["git", "clone", "--quiet", server.root, tmp_path / "colleague"], check=True, timeout=20)
+    subprocess.run(["git", "clone", "--quiet", server.root, tmp_path / "colleague"], check=True, timeout=60)
     repository = Repository(tmp_path / "colleague")
     repository.commit("flux-cd/theirs")
     repository.git("push", "--quiet", "origin", "main")
@@ -347,7 +347,7 @@ def secrets_in(text: str) -> list[str]:
 def test_no_file_of_this_repository_holds_a_secret() -> None:
     listed = subprocess.run(
         ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True, text=True, check=True, timeout=20,
+        capture_output=True, text=True, check=True, timeout=60,
     ).stdout.split("\0")  # fmt: skip
     found = []
     for name in filter(None, listed):
