@@ -10,12 +10,10 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import requests
-import yaml
 
 from scripts import console
 from scripts.cache import Cache, digest_of, digest_of_tree
@@ -23,9 +21,11 @@ from scripts.docker import docker, image_exists
 from scripts.errors import LabError
 from scripts.outcome import Outcome
 from scripts.process import run
-from scripts.settings import APP_DIR, APP_NAME, OVERLAYS, REGISTRY_IN_CLUSTER, ROOT, Settings
+from scripts.settings import APP_DIR, APP_NAME, FLUX_CD, REGISTRY_IN_CLUSTER, ROOT, Settings
 
 IMAGE_IN_CLUSTER = f"{REGISTRY_IN_CLUSTER}/{APP_NAME}"
+BASE_KUSTOMIZATION = FLUX_CD / "applications" / "_base-app-config" / "kustomization.yaml"
+_TAG = re.compile(rf"(- name: {re.escape(IMAGE_IN_CLUSTER)}\n\s+newTag: )(\S+)")
 _IGNORED = ("__pycache__", "*.pyc", ".*")
 # Wheels of the image's platform, whatever the host is (a Mac builds for the engine's Linux).
 _PLATFORMS = {"x86_64": ("manylinux2014_x86_64", "manylinux_2_28_x86_64"), "aarch64": ("manylinux2014_aarch64", "manylinux_2_28_aarch64")}
@@ -128,27 +128,23 @@ def pushed_digest(settings: Settings, tag: str) -> str:
     return answer.headers.get("Docker-Content-Digest", "") if answer.status_code == 200 else ""
 
 
-def overlay_tags(root: Path = ROOT) -> Mapping[str, str]:
-    """Return the image tag each environment's overlay asks for."""
-    overlays = root / OVERLAYS.relative_to(ROOT)
-    tags = {}
-    for path in sorted(overlays.glob("*/kustomization.yaml")):
-        data = yaml.safe_load(path.read_text())
-        for image in data.get("images", []):
-            if image["name"] == IMAGE_IN_CLUSTER:
-                tags[path.parent.name] = str(image["newTag"])
-    return tags
+def manifest_tag(root: Path = ROOT) -> str:
+    """Return the tag that the base in Git asks for; environments have it once their branch has that commit."""
+    return _tag_entry(root)[1]
 
 
-def set_overlay_tag(environment: str, tag: str, root: Path = ROOT) -> bool:
-    """Write a tag into an overlay, leaving the rest of the file as it is; return whether it changed."""
-    path = root / OVERLAYS.relative_to(ROOT) / environment / "kustomization.yaml"
-    text = path.read_text()
-    pattern = re.compile(rf"(- name: {re.escape(IMAGE_IN_CLUSTER)}\n\s+newTag: )\S+")
-    new, count = pattern.subn(lambda m: m[1] + tag, text)
-    if count != 1:
-        raise LabError(f"{path.relative_to(root)} names no tag for {IMAGE_IN_CLUSTER}.", "restore its `images:` entry")
-    if new == text:
+def set_manifest_tag(tag: str, root: Path = ROOT) -> bool:
+    """Write a tag into the base, leaving the rest of the file as it is; return whether it changed."""
+    path, current = _tag_entry(root)
+    if current == tag:
         return False
-    path.write_text(new)
+    path.write_text(_TAG.sub(lambda m: m[1] + tag, path.read_text()))
     return True
+
+
+def _tag_entry(root: Path) -> tuple[Path, str]:
+    path = root / BASE_KUSTOMIZATION.relative_to(ROOT)
+    found = _TAG.findall(path.read_text())
+    if len(found) != 1:
+        raise LabError(f"{path.relative_to(root)} names no tag for {IMAGE_IN_CLUSTER}.", "restore its `images:` entry")
+    return path, found[0][1]

@@ -1,7 +1,7 @@
 """`make bench`: what the lab is measured by. Ratios come from one run on one machine; JSON and a table.
 
 The bare cluster that setup is compared with has the same node image and configuration, a name of its own, and is
-removed again. Pushes go to a marker ConfigMap on a branch of the bench's own clone and are reverted at the end.
+removed again. Pushes come from a clone of the bench's own; the Git server's branches are set back at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scripts import cluster, console, git, setup, teardown
+from scripts import cluster, console, flux, git, setup, teardown
 from scripts import provide as providing
 from scripts.deploy import lab_kube
 from scripts.docker import containers_with_label, docker, engine_info, memory_of
@@ -24,6 +24,7 @@ from scripts.errors import LabError
 from scripts.kube import Kube
 from scripts.process import run
 from scripts.settings import APP_NAME, KIND_CLUSTER_LABEL, MAIN_BRANCH, OVERLAYS, OWNER_LABEL, ROOT, Settings
+from scripts.sidecars import restore_branches
 from scripts.versions import Versions
 from scripts.waiting import wait_for
 
@@ -161,13 +162,15 @@ def _not_ready_pods(kube: Kube) -> list[str]:
 def measure_pushes(settings: Settings, count: int = PUSHES) -> tuple[list[Measure], dict[str, Any]]:
     """Time pushes of dev's configuration, from the start of `git push` to the changed object in the API."""
     kube = lab_kube(settings)
+    if not settings.owns_git:
+        raise LabError("Pushes are measured on the lab's own Git server only.", "leave GIT_URL out")
+    before = git.remote_branches(settings)
     times: list[float] = []
     push_times: list[float] = []
     with tempfile.TemporaryDirectory(prefix="gitops-lab-bench-") as folder:
         clone = Path(folder) / "clone"
         git.git("clone", "--quiet", "--branch", MAIN_BRANCH, settings.git_push_url, clone, timeout_s=60)
         configure_author(clone)
-        started_at = git.git("rev-parse", "HEAD", root=clone).stdout.strip()
         # An annotation of dev's HPA: it changes no pod, so that only the path from push to object is measured.
         marker = Marker(clone, kube)
         try:
@@ -181,11 +184,8 @@ def measure_pushes(settings: Settings, count: int = PUSHES) -> tuple[list[Measur
                 push_times.append(pushed - begun)
                 console.note(f"push {number + 1}/{count}: {times[-1]:.3f} s")
         finally:
-            git.git("fetch", "--quiet", "origin", root=clone, timeout_s=60)
-            git.git("reset", "--quiet", "--hard", f"origin/{MAIN_BRANCH}", root=clone)
-            git.git("revert", "--no-edit", "--no-commit", f"{started_at}..HEAD", root=clone)
-            git.git("commit", "--quiet", "--message", "Bench: put everything back", root=clone)
-            git.git("push", "--quiet", "origin", f"HEAD:{MAIN_BRANCH}", timeout_s=60, root=clone)
+            restore_branches(settings, before)
+            flux.request_reconcile(kube, f"bench-{time.monotonic_ns()}")
     p50, p95 = statistics.median(times), percentile(times, 95)
     return (
         [

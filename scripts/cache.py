@@ -74,7 +74,12 @@ class Cache:
     def find(self, name: str, key: str) -> Path | None:
         """Return the entry if it is there, whole."""
         path = self.path(name, key)
-        return path if path.is_dir() else None
+        if not path.is_dir():
+            return None
+        # What is used is young: of several entries of a name the oldest are dropped.
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return path
 
     def ensure(self, name: str, key: str, build: Callable[[Path], None]) -> tuple[Path, bool]:
         """Return the entry and whether it had to be built by `build(folder)`."""
@@ -111,7 +116,10 @@ class Cache:
         current = self.path(name, key)
         mine = [p for p in self.entries.glob(f"{name}-????????????????") if p != current]
         for folder in sorted(mine, key=lambda p: p.stat().st_mtime, reverse=True)[1:]:
-            shutil.rmtree(folder)
+            # First out of its name: half deleted under it, it would be taken for whole.
+            doomed = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.entries))
+            folder.rename(doomed / "entry")
+            shutil.rmtree(doomed)
 
 
 def _sync(path: Path) -> None:
@@ -126,10 +134,14 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     """Replace a file by one rename, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(temporary).chmod(mode)
-    Path(temporary).rename(path)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(mode)
+        Path(temporary).rename(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def now_iso() -> str:

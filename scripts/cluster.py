@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from scripts.kube import Kube
 from scripts.outcome import Outcome
 from scripts.process import run
 from scripts.settings import KIND_CLUSTER_LABEL, KIND_DIR, OWNER_LABEL, REGISTRY_IN_CLUSTER, Settings
+from scripts.versions import Image
 from scripts.waiting import wait_for
 
 CONFIG_FILE = KIND_DIR / "cluster.yaml"
@@ -209,6 +211,20 @@ def wire_registry(settings: Settings) -> None:
 
     with ThreadPoolExecutor(3, "wire") as pool:
         list(pool.map(wire, node_containers(settings)))
+
+
+def preload(settings: Settings, images: Sequence[Image]) -> None:
+    """Put images into every node by digest, under the tag that manifests name: what is there is not pulled by tag."""
+
+    def pull(node: str) -> None:
+        for image in images:
+            console.note(f"{node}: {image.tagged}")
+            by_digest = f"{image.image}@{image.digest}" if image.digest else image.tagged
+            docker("exec", node, "crictl", "pull", by_digest, timeout_s=600)
+            docker("exec", node, "ctr", "--namespace", "k8s.io", "images", "tag", "--force", by_digest, image.tagged)
+
+    with ThreadPoolExecutor(3, "preload") as pool:
+        list(pool.map(pull, node_containers(settings)))
 
 
 def label_workers(kube: Kube) -> None:

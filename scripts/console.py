@@ -58,14 +58,14 @@ def line(message: str = "", style: str = "") -> None:
 def warn(message: str) -> None:
     """Print a warning on standard error."""
     _log.warning(message)
-    _err.print(Text("! ", style="yellow").append(message, style=""))
+    _err.print(Text.assemble(("! ", "yellow"), message))
 
 
 def error(message: str) -> None:
     """Print an error on standard error, its first line marked."""
     _log.error(message)
     first, _, rest = message.partition("\n")
-    _err.print(Text("✘ ", style="bold red").append(first, style="bold"))
+    _err.print(Text.assemble(("✘ ", "bold red"), (first, "bold")))
     if rest:
         _err.print(Text(rest))
 
@@ -202,5 +202,5 @@ class Board:
 def done(label: str, seconds: float, detail: str = "", ok: bool = True) -> None:
     """Print a finished step: its mark, its time, what it found or did."""
     _log.info("%s %s %s %s", "done" if ok else "FAILED", label, duration(seconds), detail)
-    mark = Text("✔ ", style="green") if ok else Text("✘ ", style="bold red")
-    _out.print(mark.append(label, style="").append(f"  {duration(seconds)}", style="dim").append(f"  {detail}", style="dim"))
+    mark = ("✔ ", "green") if ok else ("✘ ", "bold red")
+    _out.print(Text.assemble(mark, label, (f"  {duration(seconds)}", "dim"), (f"  {detail}" if detail else "", "dim")))

@@ -62,7 +62,7 @@ def wait_until_live(settings: Settings, kube: Kube) -> None:
 
 
 def deploy(settings: Settings, versions: Versions) -> None:
-    """Build the application, push it under its content's tag, move dev's overlay to it, and wait until it is live."""
+    """Build the application, push it under its content's tag, move Git (and so dev) to it, and wait until it is live."""
     git.require_clean()
     kube = lab_kube(settings)
     git.ensure_remote(settings)
@@ -79,10 +79,9 @@ def deploy(settings: Settings, versions: Versions) -> None:
             git.working_copy().head,
         )
     console.done("image", time.monotonic() - started, outcome.what)
-    if appimage.set_overlay_tag("dev", image.tag):
-        overlay = "flux-cd/applications/mock-cluster-aka-namespaces/dev/kustomization.yaml"
-        git.git("commit", "--message", f"Deploy {APP_NAME} {image.tag} to dev", "--", overlay)
-        console.line(f"  committed: dev runs {APP_NAME}:{image.tag}")
+    if appimage.set_manifest_tag(image.tag):
+        git.git("commit", "--message", f"Deploy {APP_NAME} {image.tag}", "--", appimage.BASE_KUSTOMIZATION)
+        console.line(f"  committed: {APP_NAME}:{image.tag}, for dev now and for the others by promotion")
     push(settings)
     _require_running(kube, image.tag)
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.process import Completed, run
+from scripts.errors import LabError
+from scripts.process import CommandError, Completed, run
 from scripts.settings import OWNER_LABEL
 
 
@@ -34,6 +35,7 @@ def inspect(kind: str, name: str) -> dict[str, Any] | None:
     """Return what the engine knows of a container, image, volume or network; None if there is none."""
     done = docker(kind, "inspect", name, check=False)
     if done.exit_code != 0:
+        _require_absent(done)
         return None
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found[0] if found else None
@@ -41,7 +43,16 @@ def inspect(kind: str, name: str) -> dict[str, Any] | None:
 
 def image_exists(reference: str) -> bool:
     """Whether the engine has the image."""
-    return docker("image", "inspect", "--format", "{{.Id}}", reference, check=False).exit_code == 0
+    done = docker("image", "inspect", "--format", "{{.Id}}", reference, check=False)
+    if done.exit_code != 0:
+        _require_absent(done)
+    return done.exit_code == 0
+
+
+def _require_absent(done: Completed) -> None:
+    """Tell "there is no such thing" from any other failure, which must not pass for it."""
+    if "no such" not in done.stderr.lower() and "not found" not in done.stderr.lower():
+        raise CommandError(done.args, done.exit_code, done.stderr, "failed", "look at the container engine: make doctor")
 
 
 def is_ours(found: dict[str, Any], owner: str) -> bool:
@@ -128,6 +139,11 @@ def ensure_container(spec: ContainerSpec, fingerprint: str) -> str:
     found = inspect("container", spec.name)
     verb = "created"
     if found:
+        if not is_ours(found, spec.owner):
+            raise LabError(
+                f"A container {spec.name} exists that this lab did not make.",
+                "take another name with CLUSTER_NAME=…, or remove that container",
+            )
         if found["Config"]["Labels"].get(label) == fingerprint:
             if found["State"]["Running"]:
                 return "found"

@@ -57,9 +57,10 @@ def ensure_engine(settings: Settings) -> Outcome:
         if info:
             return Outcome(False, f"Docker {info.get('ServerVersion', '(Podman)')}")
         did = []
-        if platform.system() != "Linux" or not is_root():
+        elsewhere = bool(os.environ.get("DOCKER_HOST"))
+        if platform.system() != "Linux" or not is_root() or elsewhere:
             raise LabError(_why_unreachable(), _INSTALL_HINTS.get(platform.system(), _INSTALL_HINTS["Linux"]))
-        if not shutil.which("dockerd"):
+        if not shutil.which("dockerd") or not shutil.which("docker"):
             _install()
             did.append("installed and")
         _start(settings)
@@ -73,7 +74,7 @@ def _why_unreachable() -> str:
         return "No container engine is installed."
     host = os.environ.get("DOCKER_HOST")
     if host:
-        return f"No container engine answers at DOCKER_HOST={host}."
+        return f"No container engine answers at DOCKER_HOST={host} (unset it to use this machine's)."
     socket = Path("/var/run/docker.sock")
     if socket.exists() and not os.access(socket, os.W_OK):
         return "The container engine's socket is there, but this user may not use it (group docker)."
@@ -169,7 +170,7 @@ def started_by_setup(settings: Settings) -> StartedEngine | None:
     try:
         data: dict[str, Any] = json.loads(path.read_text())
         record = StartedEngine(int(data["pid"]), str(data["start_ticks"]))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     alive = _start_ticks(record.pid) == record.start_ticks and "dockerd" in _command_of(record.pid)
     return record if alive else None
@@ -180,11 +181,14 @@ def stop_engine(settings: Settings) -> Outcome:
     record = started_by_setup(settings)
     if not record:
         return Outcome(False, "no engine that setup started is running; others are left alone")
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(record.pid, signal.SIGTERM)
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(record.pid, signal.SIGTERM)
+    except PermissionError:
+        raise LabError("The engine was started by another user.", "run `make engine-stop` as that user") from None
     wait_for(
         "the engine has stopped",
-        lambda: ["dockerd is still stopping its containers"] if _start_ticks(record.pid) else [],
+        lambda: ["dockerd is still stopping its containers"] if _start_ticks(record.pid) == record.start_ticks else [],
         timeout_s=STOP_TIMEOUT_S,
         mend=f"end process {record.pid} yourself",
     )

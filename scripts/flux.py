@@ -20,6 +20,7 @@ from scripts.outcome import Outcome
 from scripts.process import run
 from scripts.settings import (
     APP_NAME,
+    FLUX_CD,
     FLUX_NAMESPACE,
     MAIN_BRANCH,
     RECEIVER_NAME,
@@ -143,18 +144,14 @@ def _other_sources() -> list[str]:
     return ["applications", "infrastructure", "flux-system", *others]
 
 
-def root_objects(settings: Settings, versions: Versions, pin_images: bool, with_credentials: bool) -> list[Object]:
+def root_objects(settings: Settings, with_credentials: bool) -> list[Object]:
     """Return the root source and the root Kustomization, which carries what depends on this machine as patches.
 
-    Git holds plain values; the address of another remote, the digests of registry mode and a lab without an edge
-    are patched on the way into the cluster.
+    Git holds plain values; the address of another remote, another image repository and a lab without an edge are
+    patched on the way into the cluster.
     """
-    source: Object = {
-        "apiVersion": "source.toolkit.fluxcd.io/v1",
-        "kind": "GitRepository",
-        "metadata": {"name": ROOT_NAME, "namespace": FLUX_NAMESPACE},
-        "spec": {"interval": "10m", "timeout": "20s", "url": settings.git_fetch_url, "ref": {"branch": MAIN_BRANCH}},
-    }
+    source = _root_source()
+    source["spec"]["url"] = settings.git_fetch_url
     spec: Object = {
         "interval": "10m",
         "retryInterval": "10s",
@@ -170,8 +167,6 @@ def root_objects(settings: Settings, versions: Versions, pin_images: bool, with_
             source["spec"]["secretRef"] = {"name": GIT_SECRET}
             operations.append({"op": "add", "path": "/spec/secretRef", "value": {"name": GIT_SECRET}})
         patches.append({"target": {"kind": "GitRepository"}, "patch": json.dumps(operations)})
-    if pin_images:
-        patches += _digest_patches(versions)
     if settings.image_repository:
         patches.append(_repository_patch(settings.image_repository))
     if patches:
@@ -187,9 +182,18 @@ def root_objects(settings: Settings, versions: Versions, pin_images: bool, with_
     return [source, kustomization]
 
 
+def _root_source() -> Object:
+    """Return the root source as Git has it: applied first by setup, from then on kept by Flux itself."""
+    documents = yaml.safe_load_all((FLUX_CD / "bootstrap" / "sources.yaml").read_text())
+    return next(d for d in documents if d and d["metadata"]["name"] == ROOT_NAME)
+
+
 def _repository_patch(repository: str) -> Object:
     """Let every environment take the application from another repository: a patch that adds a patch."""
-    images = [{"op": "add", "path": "/spec/images", "value": [{"name": IMAGE_IN_CLUSTER, "newName": repository}]}]
+    # An entry of the overlay's own name would replace the overlay's, tag and all; Kustomize takes the name as a
+    # regular expression, so the same image can be meant by another entry.
+    pattern = IMAGE_IN_CLUSTER.replace(".", "[.]")
+    images = [{"op": "add", "path": "/spec/images", "value": [{"name": pattern, "newName": repository}]}]
     inner = [
         {
             "op": "add",
@@ -198,31 +202,6 @@ def _repository_patch(repository: str) -> Object:
         }
     ]
     return {"target": {"kind": "Kustomization", "name": "applications-sync"}, "patch": json.dumps(inner)}
-
-
-def _digest_patches(versions: Versions) -> list[Object]:
-    """Hold the infrastructure's images to their pinned digests (registry mode)."""
-    patches = []
-    for target, names in (("metrics-server-sync", ["metrics-server"]), ("edge-sync", ["envoy-gateway"])):
-        images = [
-            {"name": versions.images[n].image, "newTag": versions.images[n].tag, "digest": versions.images[n].digest}
-            for n in names
-        ]
-        operation = {"op": "add", "path": "/spec/images", "value": images}
-        patches.append({"target": {"kind": "Kustomization", "name": target}, "patch": json.dumps([operation])})
-    # The proxy's image is a field of a custom resource, which Kustomize's image transformer doesn't know.
-    proxy = json.dumps(
-        [
-            {
-                "op": "replace",
-                "path": "/spec/provider/kubernetes/envoyDeployment/container/image",
-                "value": versions.images["envoy"].reference,
-            }
-        ]
-    )
-    inner = {"op": "add", "path": "/spec/patches", "value": [{"target": {"kind": "EnvoyProxy"}, "patch": proxy}]}
-    patches.append({"target": {"kind": "Kustomization", "name": "edge-sync"}, "patch": json.dumps([inner])})
-    return patches
 
 
 def ensure_flux(settings: Settings, kube: Kube, flux: Path, versions: Versions, pin_images: bool) -> Outcome:
@@ -259,12 +238,7 @@ def wait_for_definitions(kube: Kube, timeout_s: float = 60) -> None:
 
 
 def ensure_bootstrap(
-    settings: Settings,
-    kube: Kube,
-    versions: Versions,
-    pin_images: bool,
-    subnet: str,
-    credentials: Mapping[str, str] | None,
+    settings: Settings, kube: Kube, subnet: str, credentials: Mapping[str, str] | None
 ) -> Outcome:
     """Make the cluster follow the Git repository, and the Git server tell it of each push."""
     token = _receiver_token(kube)
@@ -281,7 +255,7 @@ def ensure_bootstrap(
     objects += receiver_objects(settings, token, subnet)
     if settings.owns_git:
         objects += git_service_objects(settings)
-    objects += root_objects(settings, versions, pin_images, bool(credentials))
+    objects += root_objects(settings, bool(credentials))
     wanted = digest_of(objects)
     changed = _applied(kube).get("bootstrap") != wanted
     if changed:

@@ -51,11 +51,13 @@ def build_flux_cli(
             _render(kustomize, base, out / f"{controller}.yaml")
         for extra in ("rbac", "policies"):
             _render(kustomize, tree / "manifests" / extra, out / f"{extra}.yaml")
+        log_dir.mkdir(parents=True, exist_ok=True)
         log = log_dir / "build-flux-cli.log"
+        version = versions.flux_cli.module.rpartition("@v")[2]
         log.write_text("")
         console.note("flux-cli: compiling")
         run(
-            [go.go, "build", "-ldflags", f"-s -w -X main.VERSION={versions.flux}", "-o", folder / "flux", "./cmd/flux"],
+            [go.go, "build", "-ldflags", f"-s -w -X main.VERSION={version}", "-o", folder / "flux", "./cmd/flux"],
             timeout_s=3600,
             cwd=tree,
             env=go.env,

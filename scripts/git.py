@@ -13,7 +13,8 @@ from scripts.settings import MAIN_BRANCH, ROOT, Settings, environments
 
 PUSH_TIMEOUT_S = 120
 # Never ask: a prompt would hang a setup that nobody watches.
-_ENV = {"GIT_TERMINAL_PROMPT": "0"}
+# In English, because two refusals below are told apart by git's own words.
+_ENV = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 
 
 def environment_branch(environment: str) -> str:
@@ -36,7 +37,13 @@ class WorkingCopy:
 
 def working_copy(root: Path = ROOT) -> WorkingCopy:
     """Return the working copy's commit and what is uncommitted in the folders that Flux reads."""
-    if git("rev-parse", "--git-dir", check=False, root=root).exit_code != 0:
+    found = git("rev-parse", "--git-dir", check=False, root=root)
+    if "dubious ownership" in found.stderr:
+        raise UsageError(
+            "This clone belongs to another user, and git refuses to work in it.",
+            f"run as its owner, or: git config --global --add safe.directory {root}",
+        )
+    if found.exit_code != 0:
         raise UsageError(
             "This folder is not a Git working copy, and Flux deploys from Git.", "clone the repository instead of copying it"
         )
@@ -117,7 +124,7 @@ def push(settings: Settings, refspec: str, root: Path = ROOT) -> str:
     try:
         return git("push", settings.git_remote, refspec, timeout_s=PUSH_TIMEOUT_S, root=root).stderr
     except CommandError as error:
-        if any(word in error.output for word in ("non-fast-forward", "fetch first", "rejected")):
+        if any(word in error.output for word in ("(non-fast-forward)", "(fetch first)")):
             branch = refspec.rpartition(":")[2].removeprefix("refs/heads/")
             raise LabError(
                 f"The remote's {branch} has commits that this clone lacks; nothing was pushed.",
@@ -131,6 +138,8 @@ def ensure_environment_branches(settings: Settings, root: Path = ROOT) -> Outcom
     branches = remote_branches(settings, root)
     wanted = [environment_branch(name) for name in environments()]
     missing = [branch for branch in wanted if branch not in branches]
+    if missing and MAIN_BRANCH not in branches:
+        raise LabError(f"The remote {settings.git_remote} has no branch {MAIN_BRANCH}.", "make push")
     for branch in missing:
         source = branches[MAIN_BRANCH]
         if git("cat-file", "-e", f"{source}^{{commit}}", check=False, root=root).exit_code != 0:

@@ -37,7 +37,7 @@ _START_EVENTS = {
 }  # fmt: skip
 _NODE_PRESSURES = ("MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable")
 
-_URL = re.compile(r"\w[\w+.-]*://\S+")
+_URL = re.compile(r"[\w+.-]{1,20}://\S+")  # bounded: the time stays linear in a long word
 _PULL_NOISE = re.compile(
     r"Back-off pulling image \"[^\"]*\": |ErrImagePull: |rpc error: code = \w+ desc = "
     r"|failed to pull and unpack image \"[^\"]*\": |failed to resolve reference \"[^\"]*\": |failed to resolve image: "

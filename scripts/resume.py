@@ -10,14 +10,12 @@ import os
 import time
 
 from scripts import cluster, console, flux, git, setup
-from scripts import provide as providing
 from scripts.cache import lock, now_iso
 from scripts.docker import container_state, docker
 from scripts.engine import ensure_engine
 from scripts.errors import LabError
 from scripts.kube import Kube
-from scripts.settings import ImageSource, Settings
-from scripts.versions import load
+from scripts.settings import Settings
 from scripts.waiting import wait_for
 
 API_TIMEOUT_S = 120
@@ -46,16 +44,8 @@ def resume(settings: Settings) -> int:
         with board.task("waiting"):
             began = time.monotonic()
             kube = Kube(settings.context, settings.tools_dir / "kubectl")
-            versions = load()
-            source, _ = providing.choose_source(settings)
-            flux.ensure_bootstrap(
-                settings,
-                kube,
-                versions,
-                source is ImageSource.REGISTRY,
-                cluster.network_subnet(settings),
-                git.credentials(settings, os.environ),
-            )
+            credentials = git.credentials(settings, os.environ)
+            flux.ensure_bootstrap(settings, kube, cluster.network_subnet(settings), credentials)
             if settings.owns_git:
                 flux.connect_git_server(settings, kube)
             flux.request_reconcile(kube, now_iso())

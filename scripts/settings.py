@@ -5,6 +5,7 @@ Every value of the environment is checked here, before anything changes. `make h
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from scripts.errors import UsageError
 
@@ -78,7 +80,6 @@ class Settings:
     subnet: str = ""
     cache_dir: Path = Path.home() / ".cache" / "gitops-lab"
     state_root: Path = Path.home() / ".local" / "state" / "gitops-lab"
-    yes: bool = False
 
     @property
     def owns_cluster(self) -> bool:
@@ -151,16 +152,49 @@ class Settings:
         return self.cache_dir / "tools"
 
 
-_NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+_REMOTE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
 
 
 def _port(environ: Mapping[str, str], variable: str, default: int) -> int:
     text = environ.get(variable, "")
     if not text:
         return default
-    if not text.isdigit() or not 1 <= int(text) <= 65535:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
         raise UsageError(f"{variable}={text} is not a port.", f"give a number from 1 to 65535, as in {variable}={default}")
     return int(text)
+
+
+def _folder(environ: Mapping[str, str], variable: str, default: Path) -> Path:
+    """Return a base folder; a relative one is ignored, as the XDG specification asks."""
+    text = environ.get(variable, "")
+    return Path(text) if text and Path(text).is_absolute() else default
+
+
+def _subnet(environ: Mapping[str, str]) -> str:
+    text = environ.get("SUBNET", "")
+    if not text:
+        return ""
+    try:
+        network = ipaddress.IPv4Network(text)
+    except ValueError as error:
+        raise UsageError(f"SUBNET={text} is not an IPv4 network: {error}.", "give one as in SUBNET=10.201.0.0/16") from None
+    if network.prefixlen > 27:
+        raise UsageError(f"SUBNET={text} is too small for the lab.", "give at least a /27, as in SUBNET=10.201.0.0/16")
+    return str(network)
+
+
+def _git_url(environ: Mapping[str, str]) -> str:
+    text = environ.get("GIT_URL", "")
+    parts = urlsplit(text)
+    if text and parts.scheme not in ("http", "https", "ssh"):
+        raise UsageError("GIT_URL is not an address that Flux can fetch from.", "give an https:// or ssh:// address")
+    if parts.password or (parts.username and parts.scheme != "ssh"):
+        raise UsageError(
+            "GIT_URL holds a user name or a password, which would end up in logs.",
+            "take them out; give the token as GIT_TOKEN (and GIT_USERNAME)",
+        )
+    return text
 
 
 def _choice(environ: Mapping[str, str], variable: str, kind: type[StrEnum], default: StrEnum) -> str:
@@ -176,7 +210,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     env = os.environ if environ is None else environ
     defaults = Settings()
     name = env.get("CLUSTER_NAME", "") or defaults.cluster_name
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise UsageError(
             f"CLUSTER_NAME={name} can't name a cluster.",
             "use at most 40 lower-case letters, digits and dashes, with a letter or digit at both ends",
@@ -189,9 +223,12 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     if len(set(ports.values())) < len(ports):
         shown = ", ".join(f"{k}={v}" for k, v in ports.items())
         raise UsageError(f"Two ports are the same: {shown}.", "give each a number of its own")
+    remote = env.get("GIT_REMOTE", "") or defaults.git_remote
+    if not _REMOTE_NAME.fullmatch(remote):
+        raise UsageError(f"GIT_REMOTE={remote} can't name a remote.", "use letters, digits, dots and dashes, as in lab")
     home = Path(env.get("HOME", "") or Path.home())
-    cache = Path(env.get("XDG_CACHE_HOME", "") or home / ".cache") / "gitops-lab"
-    state = Path(env.get("XDG_STATE_HOME", "") or home / ".local" / "state") / "gitops-lab"
+    cache = _folder(env, "XDG_CACHE_HOME", home / ".cache") / "gitops-lab"
+    state = _folder(env, "XDG_STATE_HOME", home / ".local" / "state") / "gitops-lab"
     return Settings(
         cluster_name=name,
         image_source=ImageSource(_choice(env, "IMAGE_SOURCE", ImageSource, defaults.image_source)),
@@ -199,14 +236,13 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         edge_port=ports["EDGE_PORT"],
         registry_port=ports["REGISTRY_PORT"],
         git_port=ports["GIT_PORT"],
-        git_remote=env.get("GIT_REMOTE", "") or defaults.git_remote,
-        git_url=env.get("GIT_URL", ""),
+        git_remote=remote,
+        git_url=_git_url(env),
         kube_context=env.get("KUBE_CONTEXT", ""),
         image_repository=env.get("IMAGE_REPOSITORY", ""),
-        subnet=env.get("SUBNET", ""),
+        subnet=_subnet(env),
         cache_dir=cache,
         state_root=state,
-        yes=env.get("YES", "") == "1",
     )
 
 

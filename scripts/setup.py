@@ -33,6 +33,8 @@ STEPS = (
     "wait and verify",
 )
 NODES = 3
+# Images that manifests in Git name by tag: in registry mode the nodes get them by digest, under that tag.
+PRELOADED = ("metrics-server", "envoy-gateway", "envoy")
 READY_TIMEOUT_S = 600
 ENDPOINT_TIMEOUT_S = 120
 
@@ -181,6 +183,8 @@ def make_cluster(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
     made = cluster.ensure_cluster(run.settings, run.have.tool("kind"), run.have.node_image, cgroup_v1)
     cluster.wire_registry(run.settings)
     cluster.label_workers(run.kube)
+    if made.changed and run.have.pin_images:
+        cluster.preload(run.settings, [run.versions.images[name] for name in PRELOADED])
     if made.changed:
         run.kube.apply([cluster.hosting_config_map(run.settings)])
     return Outcome(made.changed or beside.changed, f"{made.what}; {beside.what}")
@@ -201,12 +205,12 @@ def build_application(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
         str(run.engine.get("Architecture", "x86_64")),
         run.head,
     )
-    for environment, tag in appimage.overlay_tags().items():
-        if tag != image.tag and run.settings.owns_cluster and not appimage.pushed_digest(run.settings, tag):
-            console.warn(
-                f"{environment} asks for {APP_NAME}:{tag}, which the registry does not have; "
-                f"`make deploy` builds the current sources ({image.tag}) and moves dev to them"
-            )
+    wanted = appimage.manifest_tag()
+    if wanted != image.tag and run.settings.owns_cluster and not appimage.pushed_digest(run.settings, wanted):
+        console.warn(
+            f"Git asks for {APP_NAME}:{wanted}, which the registry does not have; "
+            f"`make deploy` builds the current sources ({image.tag}) and moves Git to them"
+        )
     return outcome
 
 
@@ -220,9 +224,7 @@ def bootstrap_flux(run: Run, image: Future[Any]) -> Outcome:
     # Nothing may ask for the image before it is in the registry: a failed pull backs off for seconds.
     _result(image)
     subnet = cluster.network_subnet(settings) if settings.owns_cluster else ""
-    rooted = flux.ensure_bootstrap(
-        settings, kube, run.versions, run.have.pin_images, subnet, git.credentials(settings, os.environ)
-    )
+    rooted = flux.ensure_bootstrap(settings, kube, subnet, git.credentials(settings, os.environ))
     if settings.owns_git:
         flux.connect_git_server(settings, kube)
     outcomes = (installed, remote, pushed, branches, rooted)

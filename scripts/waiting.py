@@ -37,7 +37,7 @@ def wait_for(
             return elapsed
         if elapsed >= timeout_s:
             deepest = explain() if explain else ""
-            details = last_lines("\n".join([*missing, deepest]), 40)
+            details = "\n".join(filter(None, [last_lines("\n".join(missing), 20), last_lines(deepest, 20)]))
             raise NotReadyError(f"after {timeout_s:.0f} s still waiting: {what}", mend, details)
         console.note(f"waiting: {what}: {missing[0]}" + (f" (+{len(missing) - 1})" if len(missing) > 1 else ""))
         time.sleep(interval_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from scripts import bench, git
+from scripts import bench, deploy, flux, git
 from scripts import settings as lab_settings
 from scripts.kube import Kube
 from scripts.settings import MAIN_BRANCH, ROOT, Settings
+from scripts.sidecars import restore_branches
 
 MAKE_TIMEOUT_S = 900
 
@@ -79,26 +81,17 @@ class Clone:
 
 @pytest.fixture
 def clone(settings: Settings, tmp_path: Path) -> Iterator[Clone]:
-    """Clone the lab's main; whatever a test pushes to it is reverted at the end."""
+    """Clone the lab's main; the Git server's branches are set back at the end, and Flux follows."""
+    before = git.remote_branches(settings)
     path = tmp_path / "clone"
     git.git("clone", "--quiet", "--branch", MAIN_BRANCH, settings.git_push_url, path, timeout_s=60)
     bench.configure_author(path)
-    before = git.git("rev-parse", "HEAD", root=path).stdout.strip()
     (path / ".venv").symlink_to(ROOT / ".venv")
     yield Clone(path)
-    git.git("fetch", "--quiet", "origin", root=path, timeout_s=60)
-    git.git("checkout", "--quiet", "--force", "-B", "restore", f"origin/{MAIN_BRANCH}", root=path)
-    if git.git("diff", "--quiet", before, "HEAD", root=path, check=False).exit_code != 0:
-        git.git("checkout", "--quiet", before, "--", ".", root=path)
-        git.git("commit", "--quiet", "--all", "--message", "Test: put everything back", root=path)
-        git.git("push", "--quiet", "origin", f"HEAD:{MAIN_BRANCH}", root=path, timeout_s=60)
-        wait_until_settled(settings)
-
-
-def wait_until_settled(settings: Settings) -> None:
-    from scripts import deploy
-
-    deploy.wait_until_live(settings, deploy.lab_kube(settings))
+    if restore_branches(settings, before):
+        kube = deploy.lab_kube(settings)
+        flux.request_reconcile(kube, f"e2e-{time.monotonic_ns()}")
+        deploy.wait_until_live(settings, kube)
 
 
 @pytest.fixture

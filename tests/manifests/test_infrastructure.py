@@ -153,6 +153,13 @@ def test_the_controllers_settings_roll_it(render: Callable[[Path], Tree], edge_c
     assert render(EDGE).one("GatewayClass")["spec"]["controllerName"] == edge_config["gateway"]["controllerName"]
 
 
+def test_the_controller_needs_no_webhook_and_no_lease(edge_config: dict[str, Any]) -> None:
+    # Spelt as the module's types have it: `disable` here, `disabled` there. A misspelt one would be ignored.
+    kubernetes = edge_config["provider"]["kubernetes"]
+    assert kubernetes["leaderElection"] == {"disable": True}
+    assert kubernetes["proxyTopologyInjector"] == {"disabled": True}
+
+
 def test_the_certificates_job_is_named_by_its_version_and_runs_once(render: Callable[[Path], Tree]) -> None:
     job = render(EDGE).one("Job")
     (container,) = job["spec"]["template"]["spec"]["containers"]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from demo_app.factory import create_app, pod_of
+from demo_app.faults import burn_cpu
 from demo_app.logs import JsonFormatter, request_log
 from demo_app.settings import Settings
 from flask import Flask
@@ -42,6 +45,17 @@ def test_work_answers_the_greeting_and_how_long_it_took(client: FlaskClient) -> 
     assert answer.json["took_ms"] >= 15
     assert 5 <= answer.json["cpu_ms"] < answer.json["took_ms"]
     assert (answer.json["environment"], answer.json["version"], answer.json["pod"]) == ("dev", "1.2", "pod-1")
+
+
+def test_cpu_time_is_the_threads_own_however_busy_the_process_is() -> None:
+    def burn() -> float:
+        started = time.thread_time()
+        burn_cpu(30)
+        return time.thread_time() - started
+
+    with ThreadPoolExecutor(3) as pool:
+        used = [future.result() for future in [pool.submit(burn) for _ in range(3)]]
+    assert min(used) >= 0.03
 
 
 @pytest.mark.parametrize(

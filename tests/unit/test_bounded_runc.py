@@ -77,7 +77,9 @@ def test_the_bit_order_is_the_kernels() -> None:
     ],
 )
 def test_the_bounding_set_is_read_from_a_process_status(mask: str, lacking: set[str]) -> None:
-    status = f"Name:\tsh\nCapInh:\t0000000000000000\nCapPrm:\t000001ffffffffff\nCapBnd:\t{mask}\nCapAmb:\t0000000000000000\n"
+    status = (
+        f"Name:\tsh\nCapInh:\t0000000000000000\nCapPrm:\t000001ffffffffff\nCapBnd:\t{mask}\nCapAmb:\t0000000000000000\n"
+    )
     assert bounding_set(status) == set(ALL) - lacking
 
 

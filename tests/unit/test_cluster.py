@@ -194,7 +194,6 @@ def test_a_cluster_is_created_on_the_labs_network_and_marked_as_whole(lab: Lab, 
     assert "KIND_EXPERIMENTAL_DOCKER_NETWORK=gitops-lab" in (lab.folder / "kind-env").read_text()
     assert (lab.folder / "config").read_text() == render_config(settings, False)
     assert (lab.folder / "marker").read_text() == wanted(settings)
-    assert not (settings.state_dir / "kind-cluster.yaml").exists()
 
 
 def test_a_whole_cluster_is_left_as_it_is(lab: Lab, settings: Settings) -> None:
@@ -304,7 +303,9 @@ class FakeKube:
         self.core = SimpleNamespace(list_node=self.list_node, patch_node=self.patched.__setitem__)
 
     def list_node(self) -> Any:
-        return SimpleNamespace(items=[SimpleNamespace(metadata=SimpleNamespace(**n["metadata"]), plain=n) for n in self.nodes])
+        return SimpleNamespace(
+            items=[SimpleNamespace(metadata=SimpleNamespace(**n["metadata"]), plain=n) for n in self.nodes]
+        )
 
     def call(self, method: Callable[..., Any], *args: Any) -> Any:
         return method(*args)
@@ -318,7 +319,10 @@ class FakeKube:
     [
         ([node("a"), node("b"), node("c")], []),
         ([node("a"), node("b")], ["2 of 3 nodes have joined"]),
-        ([node("a"), node("b"), node("c", "False", why="cni plugin not initialized")], ["node c: cni plugin not initialized"]),
+        (
+            [node("a"), node("b"), node("c", "False", why="cni plugin not initialized")],
+            ["node c: cni plugin not initialized"],
+        ),
         ([node("a"), node("b"), node("c", None)], ["node c: has not reported yet"]),
         ([node("a", "Unknown", why="kubelet stopped")], ["node a: kubelet stopped", "1 of 3 nodes have joined"]),
         ([], ["0 of 3 nodes have joined"]),
@@ -378,7 +382,9 @@ def test_ready_is_about_the_current_generation(thing: dict[str, Any], ready: boo
     assert (condition(thing).get("status") == "True") is ready or condition(thing)["type"] == "Ready"
 
 
-def test_objects_are_applied_to_the_named_context_and_only_by_standard_input(programs: Programs, tmp_path: Path) -> None:
+def test_objects_are_applied_to_the_named_context_and_only_by_standard_input(
+    programs: Programs, tmp_path: Path
+) -> None:
     got = tmp_path / "stdin"
     kubectl = programs.add("kubectl", f'/bin/cat > "{got}"')
     kube = Kube("kind-gitops-lab", kubectl)

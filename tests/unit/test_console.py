@@ -36,10 +36,16 @@ COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])(?:;\d+)*m")
 
 @functools.cache
 def show_in_terminal(*extra: str) -> str:
-    env = {k: v for k, v in os.environ.items() if k not in ("CI", "NO_COLOR", "FORCE_COLOR")} | {"TERM": "xterm-256color"}
+    env = {k: v for k, v in os.environ.items() if k not in ("CI", "NO_COLOR", "FORCE_COLOR")} | {
+        "TERM": "xterm-256color"
+    }
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", SHOW], cwd=ROOT, env=env | dict(v.split("=") for v in extra), stdout=theirs, stderr=theirs
+        [sys.executable, "-c", SHOW],
+        cwd=ROOT,
+        env=env | dict(v.split("=") for v in extra),
+        stdout=theirs,
+        stderr=theirs,
     )
     os.close(theirs)
     data = b""

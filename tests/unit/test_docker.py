@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,9 @@ def test_what_is_no_size_is_not_taken_for_zero(text: str) -> None:
 
 
 def test_memory_is_read_of_every_container_at_once(programs: Programs) -> None:
-    programs.add("docker", """echo '{"Name":"a","MemUsage":"1MiB / 2GiB"}'; echo; echo '{"Name":"b","MemUsage":"0B / 0B"}'""")
+    programs.add(
+        "docker", """echo '{"Name":"a","MemUsage":"1MiB / 2GiB"}'; echo; echo '{"Name":"b","MemUsage":"0B / 0B"}'"""
+    )
     assert docker.memory_of([]) == []
     assert programs.calls() == []
     assert docker.memory_of(["a", "b"]) == [MemoryUse("a", 1024**2), MemoryUse("b", 0)]
@@ -164,7 +167,7 @@ def test_a_side_container_is_created_on_this_machine_only(engine: Engine) -> Non
     (call,) = engine.changes()
     assert call[:2] == ["run", "--detach"]
     assert call[-3:] == ["registry:3", "serve", "/etc/config.yml"]
-    pairs = list(zip(call, call[1:], strict=False))
+    pairs = list(itertools.pairwise(call))
     for pair in (
         ("--name", "lab-registry"),
         ("--network", "lab"),
@@ -238,7 +241,9 @@ def test_the_git_servers_address_follows_its_container(engine: Engine) -> None:
     assert slices["metadata"]["labels"] == {"kubernetes.io/service-name": service["metadata"]["name"]}
     assert "selector" not in service["spec"], "a selector would let Kubernetes overwrite the addresses"
     assert service["spec"]["ports"][0]["targetPort"] == slices["ports"][0]["port"]
-    assert Settings().git_fetch_url.startswith(f"http://{service['metadata']['name']}.{service['metadata']['namespace']}.")
+    assert Settings().git_fetch_url.startswith(
+        f"http://{service['metadata']['name']}.{service['metadata']['namespace']}."
+    )
 
 
 def test_the_hooks_token_is_no_argument(programs: Programs, tmp_path: Path) -> None:

@@ -234,7 +234,9 @@ def test_only_a_machine_that_lacks_a_capability_gets_the_wrapper(
     shebang = wrapper.read_text().partition("\n")[0]
     assert Path(shebang.removeprefix("#!")).exists()
     assert ".venv" not in shebang, "a clone may be deleted while its engine runs on"
-    done = subprocess.run([wrapper, "--version"], env={"PATH": str(fake.programs.folder)}, capture_output=True, text=True)
+    done = subprocess.run(
+        [wrapper, "--version"], env={"PATH": str(fake.programs.folder)}, capture_output=True, text=True
+    )
     assert done.stderr == "bounded-runc: runc is not there\n" or done.returncode == 0
 
 
@@ -245,7 +247,9 @@ def test_only_a_machine_that_lacks_a_capability_gets_the_wrapper(
 def test_a_pid_file_is_removed_unless_its_process_is_an_engine(
     fake: Machine, settings: Settings, machine: Path, content: str, kept: bool
 ) -> None:
-    running = subprocess.Popen(["/bin/sh", fake.programs.add("dockerd", "PATH=/usr/bin:/bin; while :; do sleep 0.02; done")])
+    running = subprocess.Popen(
+        ["/bin/sh", fake.programs.add("dockerd", "PATH=/usr/bin:/bin; while :; do sleep 0.02; done")]
+    )
     ended = subprocess.Popen(["/bin/true"])
     ended.wait()
     try:

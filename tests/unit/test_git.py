@@ -338,6 +338,10 @@ SECRETS = {
     "a password in an address": ("://", r"\b(?:https?|ssh)://[^\s/:@{}$<>…]+:[^\s/@{}$<>…]+@"),
     "a Secret's data": ("kind: Secret\n", r"(?m)^kind: Secret\n(?:[^-].*\n)*?(?:stringData|data):\n"),
 }
+# Their secrets are made up.
+SHOW_THAT_SECRETS_ARE_MASKED = {
+    f"tests/unit/test_{name}.py" for name in ("diagnose", "downloads", "hostfacts", "reasons")
+}
 
 
 def secrets_in(text: str) -> list[str]:
@@ -355,9 +359,7 @@ def test_no_file_of_this_repository_holds_a_secret() -> None:
         if not name.endswith((".sum", ".lock")) and (ROOT / name).is_file():
             text = (ROOT / name).read_text(encoding="utf-8", errors="replace")
             found += [f"{name} holds {what}" for what in secrets_in(text)]
-    # Tests show that such addresses are masked.
-    made_up = [line for line in found if line.startswith("tests/") and line.endswith("a password in an address")]
-    assert sorted(set(found) - set(made_up)) == []
+    assert [line for line in found if line.split()[0] not in SHOW_THAT_SECRETS_ARE_MASKED] == []
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,9 @@ def test_a_command_killed_by_a_signal_is_a_failure() -> None:
 
 def test_a_failure_shows_the_command_its_last_lines_and_how_to_mend_it() -> None:
     with pytest.raises(CommandError) as failed:
-        run(sh("for i in $(seq 40); do echo line $i; done; echo; echo the reason >&2; exit 7"), timeout_s=10, mend="try")
+        run(
+            sh("for i in $(seq 40); do echo line $i; done; echo; echo the reason >&2; exit 7"), timeout_s=10, mend="try"
+        )
     shown = str(failed.value).splitlines()
     assert shown[0].startswith("`sh -c ")
     assert shown[0].endswith("failed with exit code 7")

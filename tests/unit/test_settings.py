@@ -11,7 +11,9 @@ HOME = {"HOME": "/home/me"}
 
 
 def bug(variable: str, value: str) -> object:
-    return pytest.param(variable, value, marks=pytest.mark.xfail(strict=True, reason="settings.load takes it or crashes"))
+    return pytest.param(
+        variable, value, marks=pytest.mark.xfail(strict=True, reason="settings.load takes it or crashes")
+    )
 
 
 def test_an_empty_environment_gives_the_defaults_below_the_users_home() -> None:
@@ -97,7 +99,7 @@ def test_a_value_that_cannot_be_used_is_refused_by_its_variable(variable: str, v
         load(HOME | {variable: value})
     assert variable in refused.value.what
     assert refused.value.mend
-    assert "\n" not in refused.value.what.removesuffix(value)
+    assert "\n" not in refused.value.what.replace(value, "")
 
 
 @pytest.mark.parametrize("name", ["a", "7", "a" * 40, "lab-2", "a--b"])

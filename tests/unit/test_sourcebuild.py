@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from conftest import Programs
 
+from scripts import cache as cache_module
 from scripts import fluxcli, gobuild, rootfs, sourcebuild, versions
-from scripts.cache import Cache, digest_of
+from scripts.cache import Cache
 from scripts.errors import LabError
 from scripts.process import CommandError
 from scripts.settings import KIND_DIR
@@ -22,16 +23,9 @@ MODULES = set(PINS.modules)
 
 
 @pytest.fixture
-def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a copy of kind/source that a test may change."""
-    folder = tmp_path / "source"
-    shutil.copytree(KIND_DIR / "source", folder)
-    monkeypatch.setattr(gobuild, "SOURCE_DIR", folder)
-    return folder
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Cache:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
+    # Waiting for a disk proves nothing here.
+    monkeypatch.setattr(cache_module, "_sync", lambda path: None)
     return Cache(tmp_path / "cache")
 
 
@@ -55,7 +49,9 @@ def stamped(name: str) -> Versions:
     return with_module(name, stamps={"main.version": "v9"})
 
 
-FLUX_PACKAGES = tuple(p.replace("helm-controller@v1.6.3", "helm-controller@v1.6.4") for p in PINS.modules["flux"].packages)
+FLUX_PACKAGES = tuple(
+    p.replace("helm-controller@v1.6.3", "helm-controller@v1.6.4") for p in PINS.modules["flux"].packages
+)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +66,7 @@ FLUX_PACKAGES = tuple(p.replace("helm-controller@v1.6.3", "helm-controller@v1.6.
         (with_module("flux", packages=FLUX_PACKAGES), {"flux-cli"}),
         (with_module("kind", packages=("sigs.k8s.io/kind@v0.33.1",)), {"module-files"}),
         (with_module("kubernetes", module="k8s.io/kubernetes@v1.37.1"), {"kubernetes", "module-files"}),
-        (with_image("etcd" if "etcd" in PINS.images else "metrics-server", tag="v9"), set()),
+        (with_image("metrics-server", tag="v9"), set()),
         *[(stamped(name), {name}) for name in sorted(MODULES)],
         pytest.param(
             dataclasses.replace(PINS, flux="2.9.5"), {"flux-cli"},
@@ -87,12 +83,19 @@ def test_a_changed_pin_changes_the_keys_of_what_is_made_of_it_and_no_other(pins:
     assert {name for name in before | after if before.get(name) != after.get(name)} == changed
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_a_changed_lock_changes_one_key(source: Path, name: str) -> None:
+def test_a_changed_lock_changes_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "source"
+    shutil.copytree(KIND_DIR / "source", folder)
+    monkeypatch.setattr(gobuild, "SOURCE_DIR", folder)
     before = expected_entries(PINS)
-    (source / name / "go.sum").open("a").write("example.com/x v1.0.0 h1:abc=\n")
-    after = expected_entries(PINS)
-    assert [n for n in before if before[n] != after[n]] == [name]
+    for name in sorted(MODULES):
+        path = folder / name / "go.sum"
+        text = path.read_text()
+        path.write_text(f"{text}example.com/x v1.0.0 h1:abc=\n")
+        after = expected_entries(PINS)
+        assert [n for n in before if before[n] != after[n]] == [name]
+        path.write_text(text)
+    assert expected_entries(PINS) == before
 
 
 def test_every_output_has_a_name_of_its_own() -> None:
@@ -133,13 +136,13 @@ def test_a_cache_that_lacks_one_thing_is_not_warm(cache: Cache, name: str) -> No
 def test_one_missing_module_is_the_only_thing_that_is_built(
     cache: Cache, programs: Programs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    programs.add(
-        "go", 'PATH=/usr/bin:/bin; case "$1" in env) echo go1.26.8;; build) : > "$5";; esac'
-    )
+    programs.add("go", 'PATH=/usr/bin:/bin; case "$1" in env) echo go1.26.8;; build) : > "$5";; esac')
     fill(cache, but=("etcd",))
     found = ensure_source_set(cache, PINS, tmp_path / "logs")
     assert found.built == ("etcd",)
-    assert [call[-1] for call in programs.calls("go") if call[1] == "build"] == list(PINS.modules["etcd"].binaries.values())
+    assert [call[-1] for call in programs.calls("go") if call[1] == "build"] == list(
+        PINS.modules["etcd"].binaries.values()
+    )
     assert found.binary("etcd", "etcdctl").is_file()
     assert "built 1/1 etcd" in capsys.readouterr().out
     assert not (cache.root / "work").exists(), "the compiler's caches are dropped"
@@ -205,7 +208,9 @@ def test_what_was_built_before_a_failure_is_kept(
     assert is_warm(cache, PINS)
 
 
-def test_a_module_that_the_order_does_not_know_is_refused_before_anything_is_built(cache: Cache, tmp_path: Path) -> None:
+def test_a_module_that_the_order_does_not_know_is_refused_before_anything_is_built(
+    cache: Cache, tmp_path: Path
+) -> None:
     modules = {**PINS.modules, "helm": PINS.modules["etcd"]}
     del modules["vegeta"]
     with pytest.raises(LabError, match="disagree about: helm, vegeta"):
@@ -344,6 +349,3 @@ def test_every_controller_is_pinned_and_fluxs_version_is_its_modules() -> None:
     for controller in fluxcli.CONTROLLERS:
         assert fluxcli._module_of(PINS, controller).startswith(f"github.com/fluxcd/{controller}@v")
     assert PINS.flux_cli.module.endswith(f"@v{PINS.flux}")
-    assert expected_entries(PINS)["flux-cli"] != digest_of("")
-
-

@@ -55,7 +55,7 @@ def test_a_long_explanation_keeps_its_end() -> None:
     with pytest.raises(NotReadyError) as late:
         wait_for("it", lambda: ["no"], timeout_s=0, explain=lambda: "\n".join(f"line {n}" for n in range(200)))
     lines = late.value.details.splitlines()
-    assert len(lines) == 40
+    assert len(lines) < 60
     assert lines[-1] == "    line 199"
 
 
