@@ -28,7 +28,10 @@ BASE_KUSTOMIZATION = FLUX_CD / "applications" / "_base-app-config" / "kustomizat
 _TAG = re.compile(rf"(- name: {re.escape(IMAGE_IN_CLUSTER)}\n\s+newTag: )(\S+)")
 _IGNORED = ("__pycache__", "*.pyc", ".*")
 # Wheels of the image's platform, whatever the host is (a Mac builds for the engine's Linux).
-_PLATFORMS = {"x86_64": ("manylinux2014_x86_64", "manylinux_2_28_x86_64"), "aarch64": ("manylinux2014_aarch64", "manylinux_2_28_aarch64")}
+_PLATFORMS = {
+    "x86_64": ("manylinux2014_x86_64", "manylinux_2_28_x86_64"),
+    "aarch64": ("manylinux2014_aarch64", "manylinux_2_28_aarch64"),
+}
 _ACCEPT = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
 
 
@@ -48,7 +51,9 @@ def content_tag(app_dir: Path = APP_DIR) -> str:
         return digest_of_tree(clean)[:12]
 
 
-def ensure_app_image(settings: Settings, base: str, python: str, architecture: str, revision: str) -> tuple[AppImage, Outcome]:
+def ensure_app_image(
+    settings: Settings, base: str, python: str, architecture: str, revision: str
+) -> tuple[AppImage, Outcome]:
     """Build and push the image of the current sources unless the registry has it already.
 
     Args:

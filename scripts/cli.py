@@ -18,7 +18,9 @@ Command = Callable[[Settings], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m scripts", description="The GitOps lab's commands; see `make help`.")
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts", description="The GitOps lab's commands; see `make help`."
+    )
     parser.add_argument("command", choices=sorted(COMMANDS))
     parser.add_argument("--debug", action="store_true", default=os.environ.get("DEBUG") == "1", help="show tracebacks")
     options = parser.parse_args(arguments)

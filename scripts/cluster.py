@@ -183,9 +183,7 @@ def _context_is_current(settings: Settings) -> bool:
 
 def export_kubeconfig(settings: Settings, kind: Path) -> None:
     """Write the context into the user's kubeconfig anew (after a restart its certificates may be others)."""
-    run(
-        [kind, "export", "kubeconfig", "--name", settings.cluster_name], timeout_s=60, env=_environment(settings)
-    )
+    run([kind, "export", "kubeconfig", "--name", settings.cluster_name], timeout_s=60, env=_environment(settings))
 
 
 def delete_cluster(settings: Settings, kind: Path) -> None:
@@ -202,12 +200,20 @@ def wire_registry(settings: Settings) -> None:
     hosts = f'[host."http://{settings.registry_container}:5000"]\n  capabilities = ["pull", "resolve"]\n'
     names = (REGISTRY_IN_CLUSTER, f"localhost:{settings.registry_port}")
     script = "; ".join(
-        f"mkdir -p /etc/containerd/certs.d/{name} && printf %s \"$hosts\" > /etc/containerd/certs.d/{name}/hosts.toml"
+        f'mkdir -p /etc/containerd/certs.d/{name} && printf %s "$hosts" > /etc/containerd/certs.d/{name}/hosts.toml'
         for name in names
     )
 
     def wire(node: str) -> None:
-        docker("exec", "--interactive", node, "sh", "-euc", f"hosts=$(cat; echo .); hosts=${{hosts%.}}; {script}", input_text=hosts)
+        docker(
+            "exec",
+            "--interactive",
+            node,
+            "sh",
+            "-euc",
+            f"hosts=$(cat; echo .); hosts=${{hosts%.}}; {script}",
+            input_text=hosts,
+        )
 
     with ThreadPoolExecutor(3, "wire") as pool:
         list(pool.map(wire, node_containers(settings)))

@@ -154,5 +154,3 @@ def _explain(kube: Kube) -> str:
     from scripts import reasons
 
     return "\n".join(reasons.explain(reasons.collect(kube)))
-
-

@@ -15,7 +15,11 @@ from scripts.settings import OWNER_LABEL
 
 
 def docker(
-    *args: str | Path, timeout_s: float = 60, check: bool = True, input_text: str | None = None, log_file: Path | None = None
+    *args: str | Path,
+    timeout_s: float = 60,
+    check: bool = True,
+    input_text: str | None = None,
+    log_file: Path | None = None,
 ) -> Completed:
     """Run one `docker` command."""
     return run(["docker", *args], timeout_s=timeout_s, check=check, input_text=input_text, log_file=log_file)
@@ -52,7 +56,9 @@ def image_exists(reference: str) -> bool:
 def _require_absent(done: Completed) -> None:
     """Tell "there is no such thing" from any other failure, which must not pass for it."""
     if "no such" not in done.stderr.lower() and "not found" not in done.stderr.lower():
-        raise CommandError(done.args, done.exit_code, done.stderr, "failed", "look at the container engine: make doctor")
+        raise CommandError(
+            done.args, done.exit_code, done.stderr, "failed", "look at the container engine: make doctor"
+        )
 
 
 def is_ours(found: dict[str, Any], owner: str) -> bool:

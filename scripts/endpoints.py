@@ -45,7 +45,9 @@ def check_all(settings: Settings, kube: Kube) -> list[EndpointResult]:
     return results
 
 
-def check_environment(settings: Settings, kube: Kube, environment: str, paths: Sequence[str] = PATHS) -> list[EndpointResult]:
+def check_environment(
+    settings: Settings, kube: Kube, environment: str, paths: Sequence[str] = PATHS
+) -> list[EndpointResult]:
     """Request an environment's endpoints once."""
     if settings.edge is Edge.NONE:
         with forwarded(kube, environment) as port:

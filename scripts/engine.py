@@ -66,7 +66,9 @@ def ensure_engine(settings: Settings) -> Outcome:
         _start(settings)
         info = engine_info()
         version = info["ServerVersion"] if info else "?"
-        return Outcome(True, f"Docker {version}, {' '.join([*did, 'started'])} by setup (stop it with `make engine-stop`)")
+        return Outcome(
+            True, f"Docker {version}, {' '.join([*did, 'started'])} by setup (stop it with `make engine-stop`)"
+        )
 
 
 def _why_unreachable() -> str:
@@ -74,7 +76,7 @@ def _why_unreachable() -> str:
         return "No container engine is installed."
     host = os.environ.get("DOCKER_HOST")
     if host:
-        return f"No container engine answers at DOCKER_HOST={host} (unset it to use this machine's)."
+        return f"No container engine answers at DOCKER_HOST={host}."
     socket = Path("/var/run/docker.sock")
     if socket.exists() and not os.access(socket, os.W_OK):
         return "The container engine's socket is there, but this user may not use it (group docker)."
@@ -83,7 +85,9 @@ def _why_unreachable() -> str:
 
 def _install() -> None:
     if not shutil.which("apt-get"):
-        raise LabError("No container engine is installed, and there is no apt-get to install one.", _INSTALL_HINTS["Linux"])
+        raise LabError(
+            "No container engine is installed, and there is no apt-get to install one.", _INSTALL_HINTS["Linux"]
+        )
     console.line(f"  Docker is not installed: installing {', '.join(APT_PACKAGES)} with apt-get")
     apt_install(APT_PACKAGES)
 
@@ -93,9 +97,7 @@ def apt_install(packages: tuple[str, ...]) -> None:
     env = {"DEBIAN_FRONTEND": "noninteractive"}
     mend = "check that apt's package mirror can be reached (`apt-get update`), then run again"
     run(["apt-get", "update", "-qq"], timeout_s=300, env=env, mend=mend)
-    run(
-        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages], timeout_s=900, env=env, mend=mend
-    )
+    run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages], timeout_s=900, env=env, mend=mend)
 
 
 def _start(settings: Settings) -> None:
@@ -106,7 +108,9 @@ def _start(settings: Settings) -> None:
     args: list[str | Path] = ["dockerd"]
     missing = hostfacts.missing_capabilities()
     if missing:
-        console.line(f"  this machine can't give {', '.join(missing)}: privileged containers do without (a runc wrapper)")
+        console.line(
+            f"  this machine can't give {', '.join(missing)}: privileged containers do without (a runc wrapper)"
+        )
         args += ["--add-runtime", f"bounded={_install_wrapper(folder)}", "--default-runtime", "bounded"]
     pid = spawn_daemon(args, log)
     record = StartedEngine(pid, _start_ticks(pid))

@@ -237,9 +237,7 @@ def wait_for_definitions(kube: Kube, timeout_s: float = 60) -> None:
     wait_for("the API server serves Flux's kinds", pending, timeout_s=timeout_s)
 
 
-def ensure_bootstrap(
-    settings: Settings, kube: Kube, subnet: str, credentials: Mapping[str, str] | None
-) -> Outcome:
+def ensure_bootstrap(settings: Settings, kube: Kube, subnet: str, credentials: Mapping[str, str] | None) -> Outcome:
     """Make the cluster follow the Git repository, and the Git server tell it of each push."""
     token = _receiver_token(kube)
     objects: list[Object] = []
@@ -272,7 +270,9 @@ def connect_git_server(settings: Settings, kube: Kube) -> None:
         path = _webhook_path(kube)
         return [] if path else ["the Receiver has no address yet"]
 
-    wait_for("Flux's Receiver is ready", pending, timeout_s=90, interval_s=0.3, explain=lambda: not_ready_controllers(kube))
+    wait_for(
+        "Flux's Receiver is ready", pending, timeout_s=90, interval_s=0.3, explain=lambda: not_ready_controllers(kube)
+    )
     connect_receiver(settings, _webhook_path(kube), _receiver_token(kube))
 
 

@@ -45,7 +45,8 @@ def working_copy(root: Path = ROOT) -> WorkingCopy:
         )
     if found.exit_code != 0:
         raise UsageError(
-            "This folder is not a Git working copy, and Flux deploys from Git.", "clone the repository instead of copying it"
+            "This folder is not a Git working copy, and Flux deploys from Git.",
+            "clone the repository instead of copying it",
         )
     head = git("rev-parse", "--verify", "--quiet", "HEAD", check=False, root=root).stdout.strip()
     if not head:
@@ -97,7 +98,11 @@ def remove_remote(settings: Settings, root: Path = ROOT) -> Outcome:
 def remote_branches(settings: Settings, root: Path = ROOT) -> dict[str, str]:
     """Return the remote's branches with their commits."""
     done = git(
-        "ls-remote", "--heads", settings.git_push_url if settings.owns_git else settings.git_remote, root=root, timeout_s=60
+        "ls-remote",
+        "--heads",
+        settings.git_push_url if settings.owns_git else settings.git_remote,
+        root=root,
+        timeout_s=60,
     )
     pairs = (line.split("\t") for line in done.stdout.splitlines() if "\t" in line)
     return {ref.removeprefix("refs/heads/"): commit for commit, ref in pairs}

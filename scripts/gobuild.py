@@ -32,7 +32,9 @@ def module_key(name: str, module: GoModule, go_version: str) -> str:
     """Return the key of a module's binaries: a hash of all that goes into them."""
     folder = SOURCE_DIR / name
     files = {path.name: path.read_text() for path in sorted(folder.iterdir())}
-    return digest_of(BUILD_REVISION, name, go_version, platform.machine(), files, dict(module.binaries), _stamps(module))
+    return digest_of(
+        BUILD_REVISION, name, go_version, platform.machine(), files, dict(module.binaries), _stamps(module)
+    )
 
 
 def build_module(cache: Cache, go: GoToolchain, name: str, module: GoModule, log_dir: Path) -> tuple[Path, bool]:

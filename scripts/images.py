@@ -103,7 +103,11 @@ def ensure_image(recipe: ComponentImage, source: SourceSet) -> tuple[str, bool]:
         lines.append("ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin")
         if recipe.user:
             lines.append(f"USER {recipe.user}")
-        lines += [f"{word} {_json(value)}" for word, value in (("ENTRYPOINT", recipe.entrypoint), ("CMD", recipe.command)) if value]
+        lines += [
+            f"{word} {_json(value)}"
+            for word, value in (("ENTRYPOINT", recipe.entrypoint), ("CMD", recipe.command))
+            if value
+        ]
         (context / "Dockerfile").write_text("\n".join(lines) + "\n")
         docker("build", "--quiet", "--network", "none", "--tag", name, context, timeout_s=600)
     return name, True

@@ -43,16 +43,17 @@ class Kube:
     def _api(self) -> Any:
         from kubernetes import client, config
 
+        settings = client.Configuration()
+        # Its own retries would multiply every time limit: waiting is done by wait_for.
+        settings.retries = False
         try:
-            api = config.new_client_from_config(context=self.context)  # type: ignore[no-untyped-call]
+            config.load_kube_config(context=self.context, client_configuration=settings)  # type: ignore[no-untyped-call]
         except config.ConfigException:
             raise UnreachableError(
                 f"kubeconfig has no context {self.context}.",
                 "run `make setup-all`, or name an existing one with KUBE_CONTEXT",
             ) from None
-        api.configuration.retries = False
-        assert isinstance(api, client.ApiClient)
-        return api
+        return client.ApiClient(settings)
 
     @cached_property
     def core(self) -> Any:
@@ -99,7 +100,7 @@ class Kube:
         from kubernetes.client import ApiException
 
         try:
-            self.call(self._api.call_api, "/readyz", "GET", auth_settings=["BearerToken"], response_type="str")
+            self.get_text("/readyz")
         except (ApiException, LabError):
             return False
         return True
@@ -114,7 +115,11 @@ class Kube:
 
         def fetch(_request_timeout: float) -> Any:
             request = self._api.param_serialize(
-                "GET", path, query_params=list(query.items()), header_params={"Accept": "*/*"}, auth_settings=["BearerToken"]
+                "GET",
+                path,
+                query_params=list(query.items()),
+                header_params={"Accept": "*/*"},
+                auth_settings=["BearerToken"],
             )
             response = self._api.call_api(*request, _request_timeout=_request_timeout)
             response.read()
@@ -175,7 +180,10 @@ class Kube:
     ) -> Completed:
         """Run kubectl with this context."""
         return run(
-            [self.kubectl_path, "--context", self.context, *args], timeout_s=timeout_s, check=check, input_text=input_text
+            [self.kubectl_path, "--context", self.context, *args],
+            timeout_s=timeout_s,
+            check=check,
+            input_text=input_text,
         )
 
     def apply(self, objects: Sequence[Object], timeout_s: float = 120) -> None:

@@ -54,7 +54,9 @@ def validate(settings: Settings, versions: Versions, tools_dir: Path, root: Path
     if findings:
         lines = "\n".join(f"    {f.where}: {f.what}" for f in findings)
         raise LabError(
-            f"{len(findings)} of the manifests' checks failed; the cluster was not touched by them.", "mend these files", lines
+            f"{len(findings)} of the manifests' checks failed; the cluster was not touched by them.",
+            "mend these files",
+            lines,
         )
     return Outcome(False, f"{len(folders)} kustomizations build and are valid")
 

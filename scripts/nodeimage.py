@@ -103,7 +103,12 @@ def _prepare(base: str, archive: Path, kubernetes: str, name: str) -> None:
         docker("exec", container, "bash", "/kind/prepare.sh", kubernetes, timeout_s=900)
         console.note("node image: committing")
         docker(
-            "commit", "--change", 'ENTRYPOINT ["/usr/local/bin/entrypoint","/sbin/init"]', container, name, timeout_s=600
+            "commit",
+            "--change",
+            'ENTRYPOINT ["/usr/local/bin/entrypoint","/sbin/init"]',
+            container,
+            name,
+            timeout_s=600,
         )
     finally:
         docker("rm", "--force", container)

@@ -75,7 +75,13 @@ def _go(go: GoToolchain, name: str, module: GoModule) -> None:
             lines += [f"replace {path} => {path} {version}" for path, version in module.replace.items()]
             command = ["get", "-tool", *module.packages]
         (work / "go.mod").write_text("\n".join(lines) + "\n")
-        run([go.go, *command], timeout_s=1800, cwd=work, env=env, mend="read the lines above; a replace line may be missing")
+        run(
+            [go.go, *command],
+            timeout_s=1800,
+            cwd=work,
+            env=env,
+            mend="read the lines above; a replace line may be missing",
+        )
         target.mkdir(parents=True, exist_ok=True)
         for file in ("go.mod", "go.sum"):
             before = (target / file).read_text() if (target / file).exists() else ""

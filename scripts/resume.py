@@ -24,7 +24,9 @@ API_TIMEOUT_S = 120
 def resume(settings: Settings) -> int:
     """Start what stands still, mend addresses, and wait until the lab is as it was."""
     if not settings.owns_cluster:
-        raise LabError("resume brings the embedded cluster back, and KUBE_CONTEXT names another.", "start that one yourself")
+        raise LabError(
+            "resume brings the embedded cluster back, and KUBE_CONTEXT names another.", "start that one yourself"
+        )
     started = time.monotonic()
     with lock(settings.state_dir / "setup.lock", "this lab"), console.Board() as board:
         with board.task("engine"):
@@ -36,7 +38,9 @@ def resume(settings: Settings) -> int:
         with board.task("containers"):
             began = time.monotonic()
             woken = _start_containers(settings, nodes)
-        console.done("containers", time.monotonic() - began, f"started {', '.join(woken)}" if woken else "all are running")
+        console.done(
+            "containers", time.monotonic() - began, f"started {', '.join(woken)}" if woken else "all are running"
+        )
         with board.task("cluster"):
             began = time.monotonic()
             mended = _mend_cluster(settings)
@@ -58,7 +62,9 @@ def resume(settings: Settings) -> int:
                 explain=lambda: flux.not_ready_controllers(kube),
             )
             checked = setup.wait_for_endpoints(settings, kube)
-        console.done("lab", time.monotonic() - began, f"{len(expected)} Kustomizations Ready, {checked} endpoints answer")
+        console.done(
+            "lab", time.monotonic() - began, f"{len(expected)} Kustomizations Ready, {checked} endpoints answer"
+        )
     return 0
 
 

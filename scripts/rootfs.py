@@ -27,7 +27,12 @@ class RootFs:
     name: str
     variant: str
     packages: tuple[str, ...]
-    dpkg_excludes: tuple[str, ...] = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
+    dpkg_excludes: tuple[str, ...] = (
+        "/usr/share/doc/*",
+        "/usr/share/man/*",
+        "/usr/share/locale/*",
+        "/usr/share/info/*",
+    )
 
 
 # What kind's own node image holds (images/base/Dockerfile of its module), with Debian's runc.
@@ -40,7 +45,9 @@ NODE = RootFs(
     ),
 )  # fmt: skip
 # kube-proxy and kube-router call these tools.
-NET = RootFs("rootfs-net", "essential", ("iptables", "nftables", "conntrack", "ipset", "iproute2", "ca-certificates", "kmod"))
+NET = RootFs(
+    "rootfs-net", "essential", ("iptables", "nftables", "conntrack", "ipset", "iproute2", "ca-certificates", "kmod")
+)
 # Envoy's release binary needs glibc and a CA bundle, nothing else.
 GLIBC = RootFs("rootfs-glibc", "essential", ("ca-certificates",))
 GIT = RootFs("rootfs-git", "essential", ("git", "lighttpd", "ca-certificates"))

@@ -161,7 +161,9 @@ def _port(environ: Mapping[str, str], variable: str, default: int) -> int:
     if not text:
         return default
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
-        raise UsageError(f"{variable}={text} is not a port.", f"give a number from 1 to 65535, as in {variable}={default}")
+        raise UsageError(
+            f"{variable}={text} is not a port.", f"give a number from 1 to 65535, as in {variable}={default}"
+        )
     return int(text)
 
 
@@ -178,7 +180,9 @@ def _subnet(environ: Mapping[str, str]) -> str:
     try:
         network = ipaddress.IPv4Network(text)
     except ValueError as error:
-        raise UsageError(f"SUBNET={text} is not an IPv4 network: {error}.", "give one as in SUBNET=10.201.0.0/16") from None
+        raise UsageError(
+            f"SUBNET={text} is not an IPv4 network: {error}.", "give one as in SUBNET=10.201.0.0/16"
+        ) from None
     if network.prefixlen > 27:
         raise UsageError(f"SUBNET={text} is too small for the lab.", "give at least a /27, as in SUBNET=10.201.0.0/16")
     return str(network)

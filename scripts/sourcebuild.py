@@ -138,9 +138,7 @@ def _rootfs_entry(cache: Cache, recipe: rootfs.RootFs, versions: Versions, log_d
 
 
 def _module_files_key(versions: Versions) -> str:
-    return digest_of(
-        1, versions.modules["kind"].packages, versions.modules["kubernetes"].module, platform.machine()
-    )
+    return digest_of(1, versions.modules["kind"].packages, versions.modules["kubernetes"].module, platform.machine())
 
 
 def _module_files(cache: Cache, versions: Versions, go: GoToolchain) -> tuple[Path, bool]:
@@ -190,4 +188,3 @@ def _envoy(cache: Cache, versions: Versions, log_dir: Path) -> tuple[Path, bool]
         shutil.rmtree(download)
 
     return cache.ensure("envoy", _envoy_key(versions), build)
-

@@ -28,7 +28,11 @@ def teardown(settings: Settings, purge: bool) -> None:
             "No container engine answers, so there is nothing that can be taken down.",
             "make resume starts the engine that setup started; then make teardown",
         )
-    with lock(settings.state_dir / "setup.lock", "this lab"), console.Board() as board, board.task("taking the lab down"):
+    with (
+        lock(settings.state_dir / "setup.lock", "this lab"),
+        console.Board() as board,
+        board.task("taking the lab down"),
+    ):
         removed = _remove(settings, purge)
     if purge:
         shutil.rmtree(settings.state_dir, ignore_errors=True)

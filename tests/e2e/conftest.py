@@ -31,7 +31,16 @@ def run_make(*args: str, root: Path = ROOT, timeout_s: float = MAKE_TIMEOUT_S, *
     """Run make as a user does, and return exit code and everything it printed."""
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     done = subprocess.run(
-        ["make", "--no-print-directory", "-C", str(root), "-o", ".venv/.complete", *args, *(f"{k}={v}" for k, v in variables.items())],
+        [
+            "make",
+            "--no-print-directory",
+            "-C",
+            str(root),
+            "-o",
+            ".venv/.complete",
+            *args,
+            *(f"{k}={v}" for k, v in variables.items()),
+        ],
         capture_output=True,
         text=True,
         timeout=timeout_s,

@@ -35,7 +35,9 @@ def start_setup(settings, log) -> subprocess.Popen[str]:
 
 def kill_whole_run(process: subprocess.Popen[str]) -> None:
     """SIGKILL to setup itself, not to what it started: that has to end by itself, or be found by the next run."""
-    children = subprocess.run(["pgrep", "-g", str(process.pid), "-f", "scripts setup-all"], capture_output=True, text=True, check=True)
+    children = subprocess.run(
+        ["pgrep", "-g", str(process.pid), "-f", "scripts setup-all"], capture_output=True, text=True, check=True
+    )
     for pid in children.stdout.split():
         os.kill(int(pid), signal.SIGKILL)
     process.wait(timeout=30)
@@ -108,7 +110,9 @@ def test_teardown_leaves_nothing_behind_and_the_next_lab_has_the_same_git_histor
     assert docker.container_state(settings.registry_container) == ""
     assert docker.container_state(settings.git_container) == ""
     assert docker.inspect("network", settings.network) is None
-    assert set(other) - set(docker.docker("network", "ls", "--format", "{{.Name}}").stdout.split()) == {settings.network}
+    assert set(other) - set(docker.docker("network", "ls", "--format", "{{.Name}}").stdout.split()) == {
+        settings.network
+    }
     assert cluster.context_server(settings.context) == ""
     assert git.git("remote", "get-url", settings.git_remote, check=False).exit_code != 0
     assert teardown.is_down(settings)
@@ -137,9 +141,7 @@ def test_a_lab_without_an_edge_answers_through_port_forwards(settings, make):
 def test_a_failing_setup_names_the_deepest_cause_and_a_diagnostics_folder(settings, make, clone):
     """Break what a node needs, and see setup say so rather than "timed out"."""
     started = time.monotonic()
-    clone.edit(
-        "flux-cd/infrastructure/_components/metrics-server/deployment.yaml", ":v0.9.0", ":v0.0.0-missing"
-    )
+    clone.edit("flux-cd/infrastructure/_components/metrics-server/deployment.yaml", ":v0.9.0", ":v0.0.0-missing")
     clone.commit("Test: an image that does not exist")
     clone.push()
     result = make("diagnose")

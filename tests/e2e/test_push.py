@@ -15,7 +15,9 @@ DEV = "flux-cd/applications/mock-cluster-aka-namespaces/dev/kustomization.yaml"
 
 
 def config_values(kube, environment: str) -> list[dict[str, str]]:
-    found = kube.call(kube.core.list_namespaced_config_map, environment, label_selector="app.kubernetes.io/part-of=demo")
+    found = kube.call(
+        kube.core.list_namespaced_config_map, environment, label_selector="app.kubernetes.io/part-of=demo"
+    )
     return [c.data for c in found.items]
 
 
@@ -85,7 +87,10 @@ def test_make_push_refuses_when_the_remote_moved_on(clone, make, settings):
 
 
 def test_deploy_builds_the_application_and_moves_dev_only(clone, make, kube):
-    before = {e: flux.app_deployment(kube, e)["spec"]["template"]["spec"]["containers"][0]["image"] for e in ("dev", "staging")}
+    before = {
+        e: flux.app_deployment(kube, e)["spec"]["template"]["spec"]["containers"][0]["image"]
+        for e in ("dev", "staging")
+    }
     (clone.path / "app" / "demo_app" / "e2e_marker.py").write_text(f'"""Made by a test at {time.time_ns()}."""\n')
     git.git("add", "app", root=clone.path)
     clone.commit("Test: another version of the application")
@@ -126,6 +131,10 @@ def test_a_change_by_hand_is_put_back_by_reconcile(kube, make):
     assert result.code == 0, result.output
     wait_for(
         "the Service is back",
-        lambda: [] if any(s.metadata.name == APP_NAME for s in kube.call(kube.core.list_namespaced_service, "dev").items) else ["gone"],
+        lambda: (
+            []
+            if any(s.metadata.name == APP_NAME for s in kube.call(kube.core.list_namespaced_service, "dev").items)
+            else ["gone"]
+        ),
         timeout_s=30,
     )

@@ -199,7 +199,6 @@ def test_a_side_container_of_ours_is_found_started_or_replaced(
     assert not [call for call in engine.changes() if "--volumes" in call or "-v" in call], "its data stays"
 
 
-@pytest.mark.xfail(strict=True, reason="ensure_container removes a container of that name whoever made it")
 @pytest.mark.parametrize("labels", [{}, {"gitops-lab.owner": "other"}, None])
 def test_a_container_of_that_name_that_is_not_ours_is_refused(engine: Engine, labels: Any) -> None:
     engine.has("container", SPEC.name, Config={"Labels": labels}, State={"Running": True})

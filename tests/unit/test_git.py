@@ -132,7 +132,6 @@ def test_a_folder_without_git_and_one_without_a_commit_are_told_apart(tmp_path: 
         git.working_copy(tmp_path / "new")
 
 
-@pytest.mark.xfail(strict=True, reason="any failure of rev-parse is taken for a folder without Git")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user's files")
 def test_another_users_clone_is_not_called_a_folder_without_git(work: Repository) -> None:
     for path in (work.root, work.root / ".git"):
@@ -243,7 +242,6 @@ def test_a_clone_that_is_behind_pushes_nothing_and_is_no_error(
     assert (done.changed, "ahead of this clone" in done.what) == (False, True)
 
 
-@pytest.mark.xfail(strict=True, reason='git.push takes every "rejected" for a remote that moved on')
 def test_a_push_that_a_rule_of_the_host_forbids_is_not_called_a_missing_commit(
     connected: Repository, server: Repository, settings: Settings
 ) -> None:

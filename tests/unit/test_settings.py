@@ -10,12 +10,6 @@ from scripts.settings import Edge, ImageSource, Settings, load
 HOME = {"HOME": "/home/me"}
 
 
-def bug(variable: str, value: str) -> object:
-    return pytest.param(
-        variable, value, marks=pytest.mark.xfail(strict=True, reason="settings.load takes it or crashes")
-    )
-
-
 def test_an_empty_environment_gives_the_defaults_below_the_users_home() -> None:
     found = load(HOME)
     assert found == dataclasses.replace(
@@ -38,7 +32,6 @@ def test_every_variable_is_taken() -> None:
             "SUBNET": "172.30.0.0/16",
             "XDG_CACHE_HOME": "/caches",
             "XDG_STATE_HOME": "/states",
-            "YES": "1",
         }
     )
     assert found == Settings(
@@ -54,7 +47,6 @@ def test_every_variable_is_taken() -> None:
         subnet="172.30.0.0/16",
         cache_dir=Path("/caches/gitops-lab"),
         state_root=Path("/states/gitops-lab"),
-        yes=True,
     )
 
 
@@ -74,7 +66,7 @@ def test_an_empty_value_is_the_default_because_make_passes_unset_variables_on() 
         ("CLUSTER_NAME", "lab_1"),
         ("CLUSTER_NAME", "../lab"),
         ("CLUSTER_NAME", "lab;rm"),
-        bug("CLUSTER_NAME", "lab\n"),
+        ("CLUSTER_NAME", "lab\n"),
         ("CLUSTER_NAME", "a" * 41),
         ("IMAGE_SOURCE", "docker"),
         ("IMAGE_SOURCE", "AUTO"),
@@ -84,14 +76,14 @@ def test_an_empty_value_is_the_default_because_make_passes_unset_variables_on() 
             for variable in ("EDGE_PORT", "REGISTRY_PORT", "GIT_PORT")
             for value in ("0", "65536", "-1", "http", "80.5", " 80", "0x50")
         ],
-        bug("EDGE_PORT", "²"),
-        bug("EDGE_PORT", "٣٣٣"),
-        bug("EDGE_PORT", "9" * 5000),
-        bug("SUBNET", "everything"),
-        bug("SUBNET", "10.0.0.0/33"),
-        bug("SUBNET", "10.0.0.1/16"),
-        bug("GIT_REMOTE", "--mirror"),
-        bug("GIT_REMOTE", "a remote"),
+        ("EDGE_PORT", "²"),
+        ("EDGE_PORT", "٣٣٣"),
+        ("EDGE_PORT", "9" * 5000),
+        ("SUBNET", "everything"),
+        ("SUBNET", "10.0.0.0/33"),
+        ("SUBNET", "10.0.0.1/16"),
+        ("GIT_REMOTE", "--mirror"),
+        ("GIT_REMOTE", "a remote"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_by_its_variable(variable: str, value: str) -> None:

@@ -59,7 +59,6 @@ def test_a_long_explanation_keeps_its_end() -> None:
     assert lines[-1] == "    line 199"
 
 
-@pytest.mark.xfail(strict=True, reason="waiting.py keeps the last 40 lines of both together")
 def test_a_pending_thing_is_still_named_beside_a_long_explanation() -> None:
     with pytest.raises(NotReadyError) as late:
         wait_for("it", lambda: ["pod a: why"], timeout_s=0, explain=lambda: "\n".join(f"line {n}" for n in range(200)))
