@@ -184,8 +184,9 @@ def measure_pushes(settings: Settings, count: int = PUSHES) -> tuple[list[Measur
                 push_times.append(pushed - begun)
                 console.note(f"push {number + 1}/{count}: {times[-1]:.3f} s")
         finally:
+            flux.settle_sources(kube, git.remote_branches(settings))
             restore_branches(settings, before)
-            flux.request_reconcile(kube, f"bench-{time.monotonic_ns()}")
+            flux.settle_sources(kube, before)
     p50, p95 = statistics.median(times), percentile(times, 95)
     return (
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -373,6 +374,30 @@ def request_reconcile(kube: Kube, when: str) -> list[str]:
             kube.patch_custom(kind, FLUX_NAMESPACE, thing["metadata"]["name"], patch)
             asked.append(f"{kind}/{thing['metadata']['name']}")
     return asked
+
+
+def settle_sources(kube: Kube, branches: Mapping[str, str], timeout_s: float = 60) -> None:
+    """Make every source hold its branch's commit, asking again as long as one does not.
+
+    Once is not enough after branches were set back: a reconcile that begins while the last one is still being
+    written compares with what it read before, and leaves the artifact of the commit in between.
+    """
+    asked_at = 0.0
+
+    def pending() -> list[str]:
+        nonlocal asked_at
+        stale = []
+        for source in kube.list_custom("GitRepository", FLUX_NAMESPACE):
+            commit = branches.get(source["spec"]["ref"].get("branch", ""), "")
+            held = str(source.get("status", {}).get("artifact", {}).get("revision", ""))
+            if not held.endswith(commit):
+                stale.append(f"{source['metadata']['name']} is at {held or 'no revision'}")
+        if stale and time.monotonic() - asked_at > 1:
+            asked_at = time.monotonic()
+            request_reconcile(kube, f"settle-{time.monotonic_ns()}")
+        return stale
+
+    wait_for("every source holds its branch's commit", pending, timeout_s=timeout_s)
 
 
 def app_deployment(kube: Kube, environment: str) -> Object:

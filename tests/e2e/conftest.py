@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +96,10 @@ def clone(settings: Settings, tmp_path: Path) -> Iterator[Clone]:
     bench.configure_author(path)
     (path / ".venv").symlink_to(ROOT / ".venv")
     yield Clone(path)
+    kube = deploy.lab_kube(settings)
+    flux.settle_sources(kube, git.remote_branches(settings))
     if restore_branches(settings, before):
-        kube = deploy.lab_kube(settings)
-        flux.request_reconcile(kube, f"e2e-{time.monotonic_ns()}")
+        flux.settle_sources(kube, before)
         deploy.wait_until_live(settings, kube)
 
 

@@ -48,7 +48,9 @@ def test_a_busy_port_is_named_with_its_holder_before_anything_is_created(make):
 
 def test_an_invalid_manifest_stops_setup_before_the_cluster_is_touched(clone, make, kube, settings):
     before = git.remote_branches(settings)
-    clone.edit("flux-cd/applications/_base-app-config/deployment.yaml", "revisionHistoryLimit:", "revisionHistoryLimits:")
+    clone.edit(
+        "flux-cd/applications/_base-app-config/deployment.yaml", "revisionHistoryLimit:", "revisionHistoryLimits:"
+    )
     clone.commit("Test: a misspelt field")
     result = make("setup-all", root=clone.path, GIT_REMOTE="origin")
     assert result.code != 0
@@ -67,9 +69,7 @@ def test_a_remote_of_that_name_that_points_elsewhere_is_left_alone(clone, make):
 
 
 def test_status_says_what_is_unhealthy_and_why(clone, make, kube):
-    clone.edit(
-        "flux-cd/applications/_base-app-config/kustomization.yaml", "newTag: ", "newTag: no-such-tag-"
-    )
+    clone.edit("flux-cd/applications/_base-app-config/kustomization.yaml", "newTag: ", "newTag: no-such-tag-")
     clone.commit("Test: an image that does not exist")
     clone.push()
     from scripts.waiting import wait_for

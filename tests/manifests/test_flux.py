@@ -102,7 +102,7 @@ def test_dependencies_exist_and_have_no_cycle(syncs: dict[str, Object]) -> None:
 def test_the_edge_is_ready_only_when_its_gateway_serves(syncs: dict[str, Object]) -> None:
     spec = syncs["edge-sync"]["spec"]
     assert spec["wait"] is True
-    assert {e["kind"] for e in spec["healthCheckExprs"]} == {"Gateway", "GatewayClass"}
+    assert {e["kind"] for e in spec["healthCheckExprs"]} == {"Gateway"}
 
 
 @pytest.fixture
