@@ -35,6 +35,8 @@ _START_EVENTS = {
     "FailedCreatePodSandBox", "FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodContainer",
     "NetworkNotReady", "FailedKillPod", "FailedSync",
 }  # fmt: skip
+# metrics-server scrapes every 10 to 15 s and needs two samples; the HPA looks every 5 to 15 s.
+METRICS_GRACE_S = 90
 _NODE_PRESSURES = ("MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable")
 
 _URL = re.compile(r"[\w+.-]{1,20}://\S+")  # bounded: the time stays linear in a long word
@@ -600,6 +602,8 @@ def autoscaler_causes(snapshot: Snapshot, thing: Object) -> list[Cause]:
     subject = f"HPA {_full_name(thing)}"
     if not condition(thing, "ScalingActive"):
         return [Cause(subject, problem, Depth.STARTING)]
+    if waits_for_first_metrics(snapshot, thing):
+        return []
     if "metrics" in problem:
         servers = [w for w in snapshot.workloads if w["kind"] == "Deployment" and _name(w) == "metrics-server"]
         causes = [c for server in servers for c in workload_causes(snapshot, server)]
@@ -612,6 +616,23 @@ def autoscaler_causes(snapshot: Snapshot, thing: Object) -> list[Cause]:
         if causes:
             return causes
     return [Cause(subject, problem, Depth.SCALER)]
+
+
+def waits_for_first_metrics(snapshot: Snapshot, thing: Object) -> bool:
+    """Whether an HPA only lacks metrics of pods so young that metrics-server can't have measured them yet."""
+    if "metrics" not in autoscaler_problem(thing):
+        return False
+    target = thing.get("spec", {}).get("scaleTargetRef", {}).get("name", "")
+    pods = [p for p in snapshot.pods if _namespace(p) == _namespace(thing) and _name(p).startswith(f"{target}-")]
+    born = [_timestamp(p["metadata"].get("creationTimestamp", "")) for p in pods]
+    return any(b and (snapshot.taken_at - b).total_seconds() < METRICS_GRACE_S for b in born)
+
+
+def _timestamp(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 # --- plain data

@@ -15,7 +15,16 @@ from scripts.docker import container_state, engine_info
 from scripts.endpoints import EndpointResult
 from scripts.errors import LabError, UsageError
 from scripts.kube import Kube, Object, UnreachableError, condition, is_ready
-from scripts.reasons import Snapshot, autoscaler_problem, collect, explain, node_problem, one_line, pod_causes
+from scripts.reasons import (
+    Snapshot,
+    autoscaler_problem,
+    collect,
+    explain,
+    node_problem,
+    one_line,
+    pod_causes,
+    waits_for_first_metrics,
+)
 from scripts.settings import APP_NAME, FLUX_NAMESPACE, Settings, environments
 
 OUTPUTS = ("table", "json")
@@ -115,7 +124,7 @@ def from_snapshot(
         pods=tuple(
             sorted((_pod_row(snapshot, p) for p in in_environments), key=lambda p: (order[p.environment], p.name))
         ),
-        autoscalers=tuple(sorted((_autoscaler_row(a) for a in scalers), key=lambda a: order[a.environment])),
+        autoscalers=tuple(sorted((_autoscaler_row(snapshot, a) for a in scalers), key=lambda a: order[a.environment])),
         endpoints=results,
         causes=(*explain(snapshot), *_absent(snapshot, names)),
         notes=snapshot.unread,
@@ -319,14 +328,14 @@ def image_tag(image: str) -> str:
     return tag or digest.removeprefix("sha256:")[:12] or "latest"
 
 
-def _autoscaler_row(thing: Object) -> AutoscalerRow:
+def _autoscaler_row(snapshot: Snapshot, thing: Object) -> AutoscalerRow:
     spec, status = thing.get("spec", {}), thing.get("status", {})
     current = [m["resource"] for m in status.get("currentMetrics") or [] if m.get("resource", {}).get("name") == "cpu"]
     target = [m["resource"] for m in spec.get("metrics") or [] if m.get("resource", {}).get("name") == "cpu"]
     return AutoscalerRow(
         environment=thing["metadata"]["namespace"],
         name=thing["metadata"]["name"],
-        ok=not autoscaler_problem(thing),
+        ok=not autoscaler_problem(thing) or waits_for_first_metrics(snapshot, thing),
         current=status.get("currentReplicas") or 0,
         desired=status.get("desiredReplicas") or 0,
         minimum=spec.get("minReplicas", 1),

@@ -17,7 +17,7 @@ BAD_INPUT = [
     ("setup-all", {"CLUSTER_NAME": "My_Lab"}, "CLUSTER_NAME=My_Lab can't name a cluster", "lower-case"),
     ("setup-all", {"EDGE": "nginx"}, "EDGE=nginx is not known", "envoy, none"),
     ("setup-all", {"KUBE_CONTEXT": "no-such-context"}, "no-such-context", ""),
-    ("status", {"CLUSTER_NAME": "nobody-has-this"}, "kind-nobody-has-this", "make setup-all"),
+    ("status", {"CLUSTER_NAME": "nobody-has-this"}, "There is no cluster nobody-has-this", "make setup-all"),
     ("push", {"CLUSTER_NAME": "nobody-has-this"}, "kind-nobody-has-this", "make setup-all"),
     ("logs", {"ENV": "qa"}, "ENV=qa is not an environment", "dev, staging, production"),
     ("port-forward", {"ENV": ""}, "is not an environment", "dev, staging, production"),

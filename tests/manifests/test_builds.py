@@ -3,10 +3,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Build, Tree, load_file
-from paths import ROOTS
 
 from scripts.settings import FLUX_CD
+from tests.manifests.conftest import Build, Tree, load_file
+from tests.manifests.paths import ROOTS
 
 FOLDERS = sorted(p.parent for p in FLUX_CD.rglob("kustomization.yaml") if load_file(p)["kind"] == "Kustomization")
 # Read by people, by tests or by another folder's kustomization, not by their own.

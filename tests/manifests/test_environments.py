@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Build, Object, Tree, load_file
-from paths import EDGE
-from podsecurity import violations
-from quantities import number, share
 
-from scripts import settings
+from scripts import appimage, settings
 from scripts.settings import APP_DIR, APP_NAME, APP_PORT, EDGE_NAMESPACE, OVERLAYS, REGISTRY_IN_CLUSTER
+from tests.manifests.conftest import Build, Object, Tree
+from tests.manifests.paths import EDGE
+from tests.manifests.podsecurity import violations
+from tests.manifests.quantities import number, share
 
 # environment: replicas at least, CPU and memory requested
 SIZES = {"dev": (1, "50m", "64Mi"), "staging": (2, "100m", "128Mi"), "production": (3, "200m", "256Mi")}
@@ -161,10 +161,13 @@ def test_pods_go_to_workers_only_and_spread_over_zones_and_hosts(pod: Object) ->
     assert [c["topologyKey"] for c in spread] == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
 
 
-def test_the_image_is_the_labs_registrys_with_a_tag_per_overlay(environment: str, container: Object) -> None:
-    (image,) = load_file(OVERLAYS / environment / "kustomization.yaml")["images"]
-    assert image["name"] == f"{REGISTRY_IN_CLUSTER}/{APP_NAME}"
-    assert container["image"] == f"{image['name']}:{image['newTag']}"
+def test_the_image_is_the_labs_registrys_under_the_tag_of_the_sources(container: Object) -> None:
+    assert container["image"] == f"{REGISTRY_IN_CLUSTER}/{APP_NAME}:{appimage.manifest_tag()}"
+
+
+def test_git_asks_for_the_application_that_is_in_git() -> None:
+    """On a fresh machine only this tree's sources can be built, so that is what the tree has to ask for."""
+    assert appimage.manifest_tag() == appimage.content_tag(), "write what `python -m scripts app-tag` prints into the base"
 
 
 def test_ports_are_the_apps(container: Object, tree: Tree) -> None:

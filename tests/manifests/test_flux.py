@@ -7,11 +7,11 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import Build, Object, Tree, load_all
-from paths import APPLICATIONS, ROOTS
 
 from scripts import settings
 from scripts.settings import FLUX_CD, FLUX_NAMESPACE, MAIN_BRANCH
+from tests.manifests.conftest import Build, Object, Tree, load_all
+from tests.manifests.paths import APPLICATIONS, ROOTS
 
 SOURCES = {
     "flux-system": MAIN_BRANCH,

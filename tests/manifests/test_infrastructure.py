@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Object, Tree, load_file
-from paths import CRD_FOLDERS, EDGE, FOUNDATION, METRICS_SERVER, ROOTS
-from podsecurity import violations
-from quantities import number
 
 from scripts import versions
 from scripts.settings import EDGE_NAMESPACE, EDGE_NODE_PORT, REGISTRY_IN_CLUSTER
+from tests.manifests.conftest import Object, Tree, load_file
+from tests.manifests.paths import CRD_FOLDERS, EDGE, FOUNDATION, METRICS_SERVER, ROOTS
+from tests.manifests.podsecurity import violations
+from tests.manifests.quantities import number
 
 COPIES = [
     (folder / name, entry)

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Until
 
 from scripts import cache as cache_module
 from scripts import console
 from scripts.cache import Cache, digest_of, digest_of_tree, lock, write_atomically
 from scripts.errors import LabError
 from scripts.settings import ROOT
+from tests.unit.conftest import Until
 
 KEY, OTHER, THIRD, FOURTH = (letter * 64 for letter in "abcd")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Programs
 
 from scripts import cluster
 from scripts.cluster import ensure_cluster, ensure_network, render_config
@@ -15,6 +14,7 @@ from scripts.errors import LabError, NotReadyError, PreflightError
 from scripts.kube import Kube, condition, is_ready
 from scripts.process import CommandError
 from scripts.settings import Settings
+from tests.unit.conftest import Programs
 
 NODES = ["gitops-lab-control-plane", "gitops-lab-worker", "gitops-lab-worker2"]
 OURS = {"gitops-lab.owner": "gitops-lab"}
@@ -98,7 +98,7 @@ class Lab:
             "docker",
             f"""cd "{self.folder}"; PATH=/usr/bin:/bin
             case "$1 $2" in
-            "network inspect"|"container inspect") [ -e "$1-$3" ] || exit 1; cat "$1-$3";;
+            "network inspect"|"container inspect") [ -e "$1-$3" ] || {{ echo "Error: No such $1: $3" >&2; exit 1; }}; cat "$1-$3";;
             "ps --all") [ ! -e nodes ] || cat nodes;;
             "exec --interactive") cat > marker;;
             "exec gitops-lab-control-plane") cat marker;;

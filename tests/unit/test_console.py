@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import Until
 
 from scripts import console
 from scripts.settings import ROOT
+from tests.unit.conftest import Until
 
 Capture = pytest.CaptureFixture[str]
 # Shows one of each, in a process of its own: what it prints depends on its output and on its environment.

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Programs
 
 from scripts import docker, sidecars
 from scripts.docker import ContainerSpec, MemoryUse, ensure_container, parse_size
 from scripts.errors import LabError
 from scripts.process import CommandError
 from scripts.settings import Settings
+from tests.unit.conftest import Programs
 
 SPEC = ContainerSpec(
     name="lab-registry",

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Programs, Until
 
 from scripts import console, engine
 from scripts.engine import StartedEngine, ensure_engine, started_by_setup, stop_engine
 from scripts.errors import LabError
 from scripts.settings import Settings
+from tests.unit.conftest import Programs, Until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="an engine is started on Linux only")
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Programs
 
 from scripts import cache as cache_module
 from scripts import gobuild, toolchain, versions
@@ -15,6 +14,7 @@ from scripts.gobuild import SOURCE_DIR, build_module, module_dir, module_key
 from scripts.process import CommandError
 from scripts.toolchain import GoToolchain, ensure_go
 from scripts.versions import GoModule
+from tests.unit.conftest import Programs
 
 PINS = versions.load()
 MODULES = sorted(PINS.modules)

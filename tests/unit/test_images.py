@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Programs
 
 from scripts import images, nodeimage, rootfs, sourcebuild, versions
 from scripts.images import ComponentImage, built_name, ca_bundle, ensure_base, ensure_image, load_recipes, recipe_key
 from scripts.process import CommandError
 from scripts.settings import ROOT
 from scripts.sourcebuild import SourceSet
+from tests.unit.conftest import Programs
 
 PINS = versions.load()
 RECIPES = {recipe.name: recipe for recipe in load_recipes(PINS)}
@@ -192,7 +192,7 @@ class Engine:
             image() {{ echo "{self.images}/$(echo "$1" | tr /: __)"; }}
             for last; do :; done
             case "$1" in
-            image) [ -e "$(image "$last")" ];;
+            image) [ -e "$(image "$last")" ] || {{ echo "Error: No such image: $last" >&2; exit 1; }};;
             import) : > "$(image "$last")";;
             build) [ ! -e "{folder}/refuse" ] || {{ echo "no space left on device" >&2; exit 1; }}
               rm -rf "{self.context}"; cp -a "$last" "{self.context}"

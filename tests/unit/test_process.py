@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Programs, Until
 
 from scripts import console
 from scripts.process import CommandError, last_lines, printable, run, spawn_daemon
 from scripts.settings import ROOT
+from tests.unit.conftest import Programs, Until
 
 SECRET = "tr0ub4dor-and-3"
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and setpriv")

@@ -5,7 +5,6 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from conftest import Programs
 
 from scripts import cache as cache_module
 from scripts import fluxcli, gobuild, rootfs, sourcebuild, versions
@@ -16,6 +15,7 @@ from scripts.settings import KIND_DIR
 from scripts.sourcebuild import ensure_source_set, expected_entries, is_warm
 from scripts.toolchain import GoToolchain
 from scripts.versions import Versions
+from tests.unit.conftest import Programs
 
 PINS = versions.load()
 ROOTFS = {recipe.name for recipe in rootfs.ALL}

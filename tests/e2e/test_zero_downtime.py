@@ -1,0 +1,149 @@
+"""No request fails while the lab changes under a steady load: rollout, configuration, drain, scale-in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from scripts import flux, load
+from scripts.git import environment_branch
+from scripts.settings import APP_NAME, Edge
+from scripts.waiting import wait_for
+
+RATE = 60
+SECONDS = 40
+BASE = "flux-cd/applications/_base-app-config/deployment.yaml"
+PATH = "/work?cpu_ms=1"
+
+
+@pytest.fixture(autouse=True)
+def needs_the_edge(settings):
+    assert settings.edge is not Edge.NONE, "these tests measure at the edge: run them on a lab with EDGE=envoy"
+
+
+def overlay(environment: str) -> str:
+    return f"flux-cd/applications/mock-cluster-aka-namespaces/{environment}/kustomization.yaml"
+
+
+def promote(clone, kube, environment: str, commit: str) -> None:
+    clone.push()
+    if environment_branch(environment) != "main":
+        clone.push(environment_branch(environment))
+    flux_commit = {environment: commit}
+    wait_for(
+        f"{environment} is Ready at the new commit",
+        lambda: flux.pending_kustomizations(kube, flux_commit),
+        timeout_s=180,
+    )
+
+
+def ready_pods(kube, environment: str) -> set[str]:
+    pods = kube.call(
+        kube.core.list_namespaced_pod, environment, label_selector=f"app.kubernetes.io/name={APP_NAME}"
+    ).items
+    return {
+        p.metadata.name
+        for p in pods
+        if not p.metadata.deletion_timestamp
+        and any(c.type == "Ready" and c.status == "True" for c in p.status.conditions or [])
+    }
+
+
+def require_no_failure(result: load.LoadResult, at_least: int) -> None:
+    assert result.requests >= at_least, result
+    assert result.failed == 0, result
+
+
+@pytest.mark.parametrize("environment", ["dev", "staging", "production"])
+def test_a_rollout_of_a_new_version_fails_no_request(settings, kube, clone, environment):
+    before = ready_pods(kube, environment)
+    clone.edit(
+        BASE,
+        "    spec:\n      serviceAccountName",
+        "    metadata:\n      annotations:\n        e2e: rollout\n    spec:\n      serviceAccountName",
+    )
+    commit = clone.commit("Test: another version")
+    with load.attack(settings, environment, PATH, RATE, SECONDS) as attack:
+        promote(clone, kube, environment, commit)
+        assert attack.is_running(), "the rollout outlived the load: nothing was measured at its end"
+        result = attack.finish()
+    assert not before & ready_pods(kube, environment), "no pod was replaced"
+    require_no_failure(result, 2000)
+
+
+@pytest.mark.parametrize("environment", ["staging", "production"])
+def test_a_change_of_the_configuration_rolls_the_pods_and_fails_no_request(settings, kube, clone, environment):
+    before = ready_pods(kube, environment)
+    clone.edit(
+        "flux-cd/applications/_base-app-config/configmap.yaml", "READINESS_DELAY_SEC=10", "READINESS_DELAY_SEC=9"
+    )
+    commit = clone.commit("Test: another configuration")
+    with load.attack(settings, environment, PATH, RATE, SECONDS) as attack:
+        promote(clone, kube, environment, commit)
+        result = attack.finish()
+    assert not before & ready_pods(kube, environment), "no pod was replaced"
+    require_no_failure(result, 2000)
+
+
+@contextlib.contextmanager
+def drained(kube, node: str) -> Iterator[None]:
+    try:
+        kube.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s", timeout_s=150)
+        yield
+    finally:
+        kube.kubectl("uncordon", node)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("worker", [0, 1])
+@pytest.mark.parametrize("environment", ["staging", "production"])
+def test_draining_a_worker_fails_no_request(settings, kube, environment, worker):
+    nodes = sorted(
+        n.metadata.name
+        for n in kube.call(kube.core.list_node).items
+        if "node-role.kubernetes.io/worker" in (n.metadata.labels or {})
+    )
+    with load.attack(settings, environment, PATH, RATE, 75) as attack:
+        with drained(kube, nodes[worker]):
+            pods = kube.call(kube.core.list_namespaced_pod, environment).items
+            assert nodes[worker] not in {p.spec.node_name for p in pods if not p.metadata.deletion_timestamp}
+        result = attack.finish()
+    require_no_failure(result, 2000)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("environment", ["staging", "production"])
+def test_scaling_in_fails_no_request(settings, kube, clone, environment):
+    minimum = {"staging": 2, "production": 3}[environment]
+    clone.edit(overlay(environment), f"minReplicas: {minimum}", "minReplicas: 5")
+    promote(clone, kube, environment, clone.commit("Test: five pods"))
+    wait_for(
+        "five pods are ready",
+        lambda: [] if len(ready_pods(kube, environment)) == 5 else [f"{len(ready_pods(kube, environment))} of 5"],
+        timeout_s=120,
+    )
+    clone.edit(overlay(environment), "minReplicas: 5", f"minReplicas: {minimum}")
+    commit = clone.commit("Test: back to the minimum")
+    with load.attack(settings, environment, PATH, 25, 110) as attack:
+        promote(clone, kube, environment, commit)
+        wait_for(
+            "the environment is back at its minimum",
+            lambda: (
+                [] if len(ready_pods(kube, environment)) == minimum else [f"{len(ready_pods(kube, environment))} pods"]
+            ),
+            timeout_s=100,
+        )
+        result = attack.finish()
+    require_no_failure(result, 2000)
+
+
+def test_replicas_survive_a_reconcile(kube, make):
+    """Git holds no replica count: Flux must not undo what the autoscaler (here: a person) decided."""
+    deployment = kube.kubectl("scale", f"deployment/{APP_NAME}", "--namespace", "staging", "--replicas", "4")
+    assert deployment.exit_code == 0
+    result = make("reconcile")
+    assert result.code == 0, result.output
+    spec = flux.app_deployment(kube, "staging")["spec"]
+    assert spec["replicas"] >= 3, "the reconcile put the replica count back"
