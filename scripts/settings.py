@@ -30,7 +30,8 @@ EDGE_NAMESPACE = "edge"
 # The registry's name inside the cluster: the same whatever its port on the host is, so that manifests in Git never change with it.
 REGISTRY_IN_CLUSTER = "registry.lab"
 # The Git server's name inside the cluster: a Service whose EndpointSlice setup keeps, so that it survives a change of address.
-GIT_HOST_IN_CLUSTER = f"git-server.{FLUX_NAMESPACE}.svc.cluster.local"
+# The dot at the end keeps resolvers from trying the search domains first, the host's among them.
+GIT_HOST_IN_CLUSTER = f"git-server.{FLUX_NAMESPACE}.svc.cluster.local."
 GIT_REPOSITORY = "lab.git"
 MAIN_BRANCH = "main"
 EDGE_NODE_PORT = 30080
