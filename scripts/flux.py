@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from scripts import console
 from scripts.appimage import IMAGE_IN_CLUSTER
 from scripts.cache import digest_of
 from scripts.fluxcli import CONTROLLERS
-from scripts.git import environment_branch
+from scripts.git import differs as git_differs
+from scripts.git import ensure_known
 from scripts.kube import Kube, Object, condition, is_ready
 from scripts.outcome import Outcome
 from scripts.process import run
@@ -23,7 +25,6 @@ from scripts.settings import (
     APP_NAME,
     FLUX_CD,
     FLUX_NAMESPACE,
-    MAIN_BRANCH,
     RECEIVER_NAME,
     RECEIVER_NODE_PORT,
     Edge,
@@ -91,7 +92,6 @@ def _tune(deployment: Object, versions: Versions, pin_images: bool) -> None:
 
 def receiver_objects(settings: Settings, token: str, subnet: str) -> list[Object]:
     """Return what lets the Git server beside the cluster call Flux: token, Receiver, node port, policy."""
-    sources = ["dev-environment", *_other_sources()]
     objects: list[Object] = [
         {
             "apiVersion": "v1",
@@ -108,7 +108,10 @@ def receiver_objects(settings: Settings, token: str, subnet: str) -> list[Object
                 "interval": "10m",
                 "secretRef": {"name": RECEIVER_SECRET},
                 # In this order they are told: what people wait for comes first.
-                "resources": [{"kind": "GitRepository", "name": name} for name in sources],
+                "resources": [{"kind": "GitRepository", "name": scope.name} for scope in source_scopes()],
+                # The hook names the sources whose files a push changed. Every other one would fetch, build and apply
+                # what it has already, the large definitions among them, beside the change that somebody waits for.
+                "resourceFilter": "res.metadata.name in req.sources",
             },
         },
         {
@@ -140,9 +143,26 @@ def receiver_objects(settings: Settings, token: str, subnet: str) -> list[Object
     return objects
 
 
-def _other_sources() -> list[str]:
-    others = [f"{name}-environment" for name in environments() if name != "dev"]
-    return ["applications", "infrastructure", "flux-system", *others]
+@dataclass(frozen=True)
+class SourceScope:
+    """What a source reads of the repository: a branch, and the paths that its `ignore` leaves in."""
+
+    name: str
+    branch: str
+    paths: tuple[str, ...]
+
+
+def source_scopes() -> list[SourceScope]:
+    """Return every source's scope as bootstrap/sources.yaml has it, dev's first."""
+    documents = yaml.safe_load_all((FLUX_CD / "bootstrap" / "sources.yaml").read_text())
+    scopes = []
+    for source in documents:
+        if source:
+            lines = source["spec"].get("ignore", "").split()
+            included = [line.removeprefix("!/") for line in lines if line.startswith("!/")]
+            deepest = [p for p in included if not any(o.startswith(f"{p}/") for o in included)]
+            scopes.append(SourceScope(source["metadata"]["name"], source["spec"]["ref"]["branch"], tuple(deepest)))
+    return sorted(scopes, key=lambda scope: scope.name != "dev-environment")
 
 
 def root_objects(settings: Settings, with_credentials: bool) -> list[Object]:
@@ -274,7 +294,8 @@ def connect_git_server(settings: Settings, kube: Kube) -> None:
     wait_for(
         "Flux's Receiver is ready", pending, timeout_s=90, interval_s=0.3, explain=lambda: not_ready_controllers(kube)
     )
-    connect_receiver(settings, _webhook_path(kube), _receiver_token(kube))
+    scopes = [asdict(scope) for scope in source_scopes()]
+    connect_receiver(settings, _webhook_path(kube), _receiver_token(kube), scopes)
 
 
 def _webhook_path(kube: Kube) -> str:
@@ -335,34 +356,51 @@ def _remember(kube: Kube, values: Mapping[str, str]) -> None:
     )
 
 
-def pending_kustomizations(kube: Kube, expected: Mapping[str, str]) -> list[str]:
-    """Return which of the expected Kustomizations are not Ready at their revision, one line each.
+@dataclass(frozen=True)
+class Expected:
+    """What a Kustomization must be Ready at: a commit, or an older one with the same files below its paths."""
 
-    Args:
-        kube: the cluster.
-        expected: name to commit; an empty commit means any revision.
-    """
+    commit: str
+    paths: tuple[str, ...] = ()
+
+
+def pending_kustomizations(kube: Kube, expected: Mapping[str, Expected]) -> list[str]:
+    """Return which of the expected Kustomizations are not Ready at what is expected of them, one line each."""
     found = {k["metadata"]["name"]: k for k in kube.list_custom("Kustomization", FLUX_NAMESPACE)}
     lines = []
-    for name, commit in expected.items():
+    for name, wanted in expected.items():
         thing = found.get(name)
         if not thing:
             lines.append(f"Kustomization {name}: not created yet")
         elif not is_ready(thing):
-            message = condition(thing).get("message", "not reconciled yet")
+            message = str(condition(thing).get("message", "not reconciled yet")).strip()
             lines.append(f"Kustomization {name}: {message}")
-        elif commit and not str(thing["status"].get("lastAppliedRevision", "")).endswith(commit):
+        elif not _holds(str(thing["status"].get("lastAppliedRevision", "")), wanted):
             lines.append(f"Kustomization {name}: still at {thing['status'].get('lastAppliedRevision', 'no revision')}")
     return lines
 
 
-def expected_kustomizations(settings: Settings, branches: Mapping[str, str]) -> dict[str, str]:
-    """Return every Kustomization of the lab with the commit it must be Ready at."""
-    main = branches.get(MAIN_BRANCH, "")
-    names = {ROOT_NAME: main, "infrastructure-sync": main, "applications-sync": main, "metrics-server-sync": main}
+def _holds(revision: str, wanted: Expected) -> bool:
+    """Whether a revision (`branch@sha1:commit`) is the wanted commit, or has the same files as far as they are read."""
+    held = revision.rpartition(":")[2]
+    if not wanted.commit or held == wanted.commit:
+        return True
+    return bool(held and wanted.paths) and not git_differs(held, wanted.commit, wanted.paths)
+
+
+def expected_kustomizations(settings: Settings, branches: Mapping[str, str]) -> dict[str, Expected]:
+    """Return every Kustomization of the lab with what it must be Ready at."""
+    sources = {ROOT_NAME: ROOT_NAME, "applications-sync": "applications"}
+    sources |= {"infrastructure-sync": "infrastructure", "metrics-server-sync": "infrastructure"}
     if settings.edge is not Edge.NONE:
-        names["edge-sync"] = main
-    return names | {env: branches.get(environment_branch(env), "") for env in environments()}
+        sources["edge-sync"] = "infrastructure"
+    sources |= {environment: f"{environment}-environment" for environment in environments()}
+    ensure_known(settings, branches)
+    scopes = {scope.name: scope for scope in source_scopes()}
+    return {
+        name: Expected(branches.get(scopes[source].branch, ""), scopes[source].paths)
+        for name, source in sources.items()
+    }
 
 
 def request_reconcile(kube: Kube, when: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +111,18 @@ def remote_branches(settings: Settings, root: Path = ROOT) -> dict[str, str]:
 def is_ancestor(older: str, newer: str, root: Path = ROOT) -> bool:
     """Whether a commit is contained in another; False when one of them is not known here."""
     return git("merge-base", "--is-ancestor", older, newer, check=False, root=root).exit_code == 0
+
+
+def ensure_known(settings: Settings, branches: Mapping[str, str], root: Path = ROOT) -> None:
+    """Fetch the branches' commits that this clone lacks, so that they can be compared; no local branch moves."""
+    for branch, commit in branches.items():
+        if git("cat-file", "-e", f"{commit}^{{commit}}", check=False, root=root).exit_code != 0:
+            git("fetch", "--quiet", settings.git_push_url, f"refs/heads/{branch}", timeout_s=PUSH_TIMEOUT_S, root=root)
+
+
+def differs(old: str, new: str, paths: Sequence[str], root: Path = ROOT) -> bool:
+    """Whether two commits differ below any of the paths; True where one of them is not known here."""
+    return git("diff", "--quiet", old, new, "--", *paths, check=False, root=root).exit_code != 0
 
 
 def push_main(settings: Settings, head: str, root: Path = ROOT) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,10 +113,10 @@ def git_service_objects(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def connect_receiver(settings: Settings, webhook_path: str, token: str) -> None:
-    """Tell the Git server's hook where Flux's Receiver is; the token goes in by standard input."""
+def connect_receiver(settings: Settings, webhook_path: str, token: str, sources: Sequence[Mapping[str, Any]]) -> None:
+    """Tell the Git server's hook where Flux's Receiver is, and which source reads what; by standard input."""
     url = f"http://{settings.control_plane}:{RECEIVER_NODE_PORT}{webhook_path}"
-    text = json.dumps({"url": url, "token": token})
+    text = json.dumps({"url": url, "token": token, "sources": list(sources)})
     script = "umask 077 && cat > /srv/git/.receiver.json && mv /srv/git/.receiver.json /srv/git/receiver.json"
     docker("exec", "--interactive", settings.git_container, "sh", "-euc", script, input_text=text)
 

@@ -31,7 +31,7 @@ def promote(clone, kube, environment: str, commit: str) -> None:
     clone.push()
     if environment_branch(environment) != "main":
         clone.push(environment_branch(environment))
-    flux_commit = {environment: commit}
+    flux_commit = {environment: flux.Expected(commit)}
     wait_for(
         f"{environment} is Ready at the new commit",
         lambda: flux.pending_kustomizations(kube, flux_commit),

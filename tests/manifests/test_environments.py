@@ -167,7 +167,9 @@ def test_the_image_is_the_labs_registrys_under_the_tag_of_the_sources(container:
 
 def test_git_asks_for_the_application_that_is_in_git() -> None:
     """On a fresh machine only this tree's sources can be built, so that is what the tree has to ask for."""
-    assert appimage.manifest_tag() == appimage.content_tag(), "write what `python -m scripts app-tag` prints into the base"
+    assert appimage.manifest_tag() == appimage.content_tag(), (
+        "write what `python -m scripts app-tag` prints into the base"
+    )
 
 
 def test_ports_are_the_apps(container: Object, tree: Tree) -> None:
