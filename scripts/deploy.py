@@ -11,9 +11,9 @@ from scripts.docker import engine_info
 from scripts.errors import LabError, UsageError
 from scripts.kube import Kube
 from scripts.process import background, run
+from scripts.reasons import explain_now
 from scripts.settings import APP_NAME, APP_PORT, MAIN_BRANCH, Settings, environments
 from scripts.versions import Versions
-from scripts.waiting import wait_for
 
 LIVE_TIMEOUT_S = 240
 
@@ -48,17 +48,9 @@ def push(settings: Settings) -> None:
 def wait_until_live(settings: Settings, kube: Kube) -> None:
     """Wait until every Kustomization is Ready at its branch's commit."""
     started = time.monotonic()
-    expected = flux.expected_kustomizations(settings, git.remote_branches(settings))
     with console.Board() as board, board.task("waiting until it is live"):
-        wait_for(
-            "every Kustomization is Ready at the pushed commit",
-            lambda: flux.pending_kustomizations(kube, expected),
-            timeout_s=LIVE_TIMEOUT_S,
-            interval_s=0.1,
-            mend="`make status` shows the state; to go back: git revert HEAD && make push",
-            explain=lambda: _explain(kube),
-        )
-    console.done("live", time.monotonic() - started, f"{len(expected)} Kustomizations Ready")
+        ready = flux.wait_until_ready(settings, kube, LIVE_TIMEOUT_S, lambda: explain_now(kube), interval_s=0.1)
+    console.done("live", time.monotonic() - started, f"{ready} Kustomizations Ready")
 
 
 def deploy(settings: Settings, versions: Versions) -> None:
@@ -148,9 +140,3 @@ def test_endpoints(settings: Settings) -> int:
         ],
     )
     return 0 if all(r.ok for r in results) else 1
-
-
-def _explain(kube: Kube) -> str:
-    from scripts import reasons
-
-    return "\n".join(reasons.explain(reasons.collect(kube)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from scripts.appimage import IMAGE_IN_CLUSTER
 from scripts.cache import digest_of
 from scripts.fluxcli import CONTROLLERS
 from scripts.git import differs as git_differs
-from scripts.git import ensure_known
+from scripts.git import ensure_known, remote_branches
 from scripts.kube import Kube, Object, condition, is_ready
 from scripts.outcome import Outcome
 from scripts.process import run
@@ -40,6 +40,7 @@ GIT_SECRET = "git-credentials"
 RECEIVER_SECRET = "git-push-token"
 STATE_CONFIG_MAP = "gitops-lab"
 WITHOUT_EDGE = "bootstrap/without-edge"
+NUDGE_AFTER_S = 8.0
 
 # Arguments that make Flux answer at once in a lab of one user. Each replaces one of the same name.
 # Source: https://fluxcd.io/flux/installation/configuration/vertical-scaling/ and each controller's options page.
@@ -412,6 +413,37 @@ def request_reconcile(kube: Kube, when: str) -> list[str]:
             kube.patch_custom(kind, FLUX_NAMESPACE, thing["metadata"]["name"], patch)
             asked.append(f"{kind}/{thing['metadata']['name']}")
     return asked
+
+
+def wait_until_ready(
+    settings: Settings, kube: Kube, timeout_s: float, explain: Callable[[], str], interval_s: float = 0.2
+) -> int:
+    """Wait until every Kustomization is Ready at its branch's commit and return how many there are.
+
+    A source that is behind although nobody is working on it was not told of a push (the hook could not reach the
+    Receiver): it is asked to look, rather than waited for until its interval of ten minutes.
+    """
+    expected = expected_kustomizations(settings, remote_branches(settings))
+    nudge_at = time.monotonic() + NUDGE_AFTER_S
+
+    def pending() -> list[str]:
+        nonlocal nudge_at
+        lines = pending_kustomizations(kube, expected)
+        if any(": still at " in line for line in lines) and time.monotonic() > nudge_at:
+            nudge_at = time.monotonic() + NUDGE_AFTER_S
+            console.note("asking Flux to look again")
+            request_reconcile(kube, f"nudge-{time.monotonic_ns()}")
+        return lines
+
+    wait_for(
+        "every Kustomization is Ready at its branch's commit",
+        pending,
+        timeout_s=timeout_s,
+        interval_s=interval_s,
+        mend="`make status` shows the state, `make diagnose` collects everything; to undo a change: git revert, make push",
+        explain=explain,
+    )
+    return len(expected)
 
 
 def settle_sources(kube: Kube, branches: Mapping[str, str], timeout_s: float = 60) -> None:

@@ -176,6 +176,11 @@ def _last_words(kube: Kube, pods: Iterable[Object]) -> dict[str, str]:
     return found
 
 
+def explain_now(kube: Kube) -> str:
+    """Return the deepest causes of what is not ready now, one line each."""
+    return "\n".join(explain(collect(kube)))
+
+
 def explain(snapshot: Snapshot) -> list[str]:
     """Return why things are not ready, deepest causes first; what one cause holds up is named behind it."""
     found = _Findings()

@@ -15,6 +15,7 @@ from scripts.docker import container_state, docker
 from scripts.engine import ensure_engine
 from scripts.errors import LabError
 from scripts.kube import Kube
+from scripts.reasons import explain_now
 from scripts.settings import Settings
 from scripts.waiting import wait_for
 
@@ -53,18 +54,9 @@ def resume(settings: Settings) -> int:
             if settings.owns_git:
                 flux.connect_git_server(settings, kube)
             flux.request_reconcile(kube, now_iso())
-            expected = flux.expected_kustomizations(settings, git.remote_branches(settings))
-            wait_for(
-                "every Kustomization is Ready",
-                lambda: flux.pending_kustomizations(kube, expected),
-                timeout_s=setup.READY_TIMEOUT_S,
-                mend="`make diagnose` collects everything",
-                explain=lambda: flux.not_ready_controllers(kube),
-            )
+            ready = flux.wait_until_ready(settings, kube, setup.READY_TIMEOUT_S, lambda: explain_now(kube))
             checked = setup.wait_for_endpoints(settings, kube)
-        console.done(
-            "lab", time.monotonic() - began, f"{len(expected)} Kustomizations Ready, {checked} endpoints answer"
-        )
+        console.done("lab", time.monotonic() - began, f"{ready} Kustomizations Ready, {checked} endpoints answer")
     return 0
 
 

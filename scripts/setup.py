@@ -18,6 +18,7 @@ from scripts.engine import ensure_engine
 from scripts.errors import LabError, UsageError
 from scripts.kube import Kube
 from scripts.outcome import Outcome
+from scripts.reasons import explain_now as explain
 from scripts.settings import APP_NAME, Edge, ImageSource, Settings, environments
 from scripts.sourcebuild import is_warm
 from scripts.versions import Versions
@@ -236,17 +237,9 @@ def wait_and_verify(run: Run) -> Outcome:
     settings, kube = run.settings, run.kube
     if settings.owns_cluster:
         cluster.wait_for_nodes(kube, NODES)
-    expected = flux.expected_kustomizations(settings, git.remote_branches(settings))
-    wait_for(
-        "every Kustomization is Ready",
-        lambda: flux.pending_kustomizations(kube, expected),
-        timeout_s=READY_TIMEOUT_S,
-        interval_s=0.3,
-        mend="`make diagnose` collects everything; `make status` shows the state",
-        explain=lambda: _explain(kube),
-    )
+    ready = flux.wait_until_ready(settings, kube, READY_TIMEOUT_S, lambda: explain(kube))
     checked = wait_for_endpoints(settings, kube)
-    return Outcome(False, f"{len(expected)} Kustomizations Ready, {checked} endpoints answer")
+    return Outcome(False, f"{ready} Kustomizations Ready, {checked} endpoints answer")
 
 
 def wait_for_endpoints(settings: Settings, kube: Kube) -> int:
@@ -265,15 +258,9 @@ def wait_for_endpoints(settings: Settings, kube: Kube) -> int:
         timeout_s=ENDPOINT_TIMEOUT_S,
         interval_s=0.3,
         mend="`make status` shows what is not ready",
-        explain=lambda: _explain(kube),
+        explain=lambda: explain(kube),
     )
     return count
-
-
-def _explain(kube: Kube) -> str:
-    from scripts import reasons
-
-    return "\n".join(reasons.explain(reasons.collect(kube)))
 
 
 def _salute(run: Run, total: float) -> None:
