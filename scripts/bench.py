@@ -20,7 +20,7 @@ from scripts import cluster, console, flux, git, setup, teardown
 from scripts import provide as providing
 from scripts.deploy import lab_kube
 from scripts.docker import containers_with_label, docker, engine_info, memory_of
-from scripts.errors import LabError
+from scripts.errors import LabError, NotReadyError
 from scripts.kube import Kube
 from scripts.process import run
 from scripts.settings import APP_NAME, KIND_CLUSTER_LABEL, MAIN_BRANCH, OVERLAYS, OWNER_LABEL, ROOT, Settings
@@ -222,14 +222,19 @@ class Marker:
         git.git("commit", "--quiet", "--all", "--message", f"Bench: marker {value}", root=self._clone)
 
     def wait(self, value: str) -> None:
-        """Wait until the API server has the value (polled every 5 ms)."""
+        """Wait until the API server has the value; a watch, since polling would load what is measured."""
+        from kubernetes import watch
 
-        def pending() -> list[str]:
-            hpa = self._kube.call(self._kube.autoscaling.read_namespaced_horizontal_pod_autoscaler, APP_NAME, "dev")
-            now = (hpa.metadata.annotations or {}).get(self.KEY)
-            return [] if now == value else [f"the marker is {now}"]
-
-        wait_for(f"marker {value} is live", pending, timeout_s=PUSH_TIMEOUT_S, interval_s=0.005)
+        stream = watch.Watch().stream(  # type: ignore[no-untyped-call]
+            self._kube.autoscaling.list_namespaced_horizontal_pod_autoscaler,
+            "dev",
+            field_selector=f"metadata.name={APP_NAME}",
+            timeout_seconds=PUSH_TIMEOUT_S,
+        )
+        for event in stream:
+            if (event["object"].metadata.annotations or {}).get(self.KEY) == value:
+                return
+        raise NotReadyError(f"marker {value} was not live after {PUSH_TIMEOUT_S} s", "make status")
 
 
 def configure_author(clone: Path) -> None:

@@ -85,6 +85,8 @@ def _tune(deployment: Object, versions: Versions, pin_images: bool) -> None:
     kept = [a for a in container["args"] if a.partition("=")[0] not in wanted]
     container["args"] = kept + [f"{key}={value}" for key, value in wanted.items()]
     container["resources"]["requests"] = dict(_REQUESTS)
+    # No CPU limit: a reconcile is a burst, and a quota of one CPU stretches it over several periods of 100 ms.
+    container["resources"]["limits"].pop("cpu", None)
     # Ready is looked for every 10 s by default; a lab that is brought up by a person looks every second.
     container["readinessProbe"]["periodSeconds"] = 1
     image = versions.images[name]
