@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from scripts import settings
+from scripts import git, settings
 from scripts.settings import FLUX_CD, FLUX_NAMESPACE, MAIN_BRANCH
 from tests.manifests.conftest import Build, Object, Tree, load_all
 from tests.manifests.paths import APPLICATIONS, ROOTS
@@ -66,13 +67,24 @@ def test_every_root_is_built_by_one_sync(syncs: dict[str, Object]) -> None:
     assert sorted(built) == sorted(root.resolve() for root in ROOTS if root != FLUX_CD)  # setup makes the root's
 
 
-def test_a_source_keeps_the_folders_that_are_built_from_it(
-    syncs: dict[str, Object], sources: dict[str, Object]
+def test_a_source_keeps_what_is_built_from_it(
+    syncs: dict[str, Object], sources: dict[str, Object], build: Build, tmp_path: Path
 ) -> None:
+    """Build every path from a tree that holds only what the source's `ignore` leaves in, as Flux will."""
+    tree = tmp_path / "tree"
     for name, sync in syncs.items():
-        patterns = sources[sync["spec"]["sourceRef"]["name"]]["spec"]["ignore"].split()
-        last_kept = patterns[-1].removeprefix("!")  # the last pattern that matches decides
-        assert f"{sync['spec']['path']}/".startswith(f".{last_kept}/"), name
+        if tree.exists():
+            shutil.rmtree(tree)
+        patterns = tmp_path / "patterns"
+        patterns.write_text(sources[sync["spec"]["sourceRef"]["name"]]["spec"]["ignore"])
+        for file in git.git("ls-files", "flux-cd").stdout.split():
+            ignored = git.git(
+                "-c", f"core.excludesFile={patterns}", "check-ignore", "--no-index", "-q", file, check=False
+            )
+            if ignored.exit_code == 1:
+                (tree / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(settings.ROOT / file, tree / file)
+        assert build(tree / sync["spec"]["path"]) == build(settings.ROOT / sync["spec"]["path"]), name
 
 
 def test_each_environment_has_a_sync_with_health_checks_from_its_own_source(syncs: dict[str, Object]) -> None:
