@@ -248,7 +248,7 @@ def test_the_git_servers_address_follows_its_container(engine: Engine) -> None:
 def test_the_hooks_token_is_no_argument(programs: Programs, tmp_path: Path) -> None:
     got = tmp_path / "stdin"
     programs.add("docker", f'read -r line || :; echo "$line" > "{got}"')
-    sidecars.connect_receiver(Settings(), "/hook/abc", "tr0ub4dor-and-3")
+    sidecars.connect_receiver(Settings(), "/hook/abc", "tr0ub4dor-and-3", [])
     (call,) = programs.calls()
     assert not [part for part in call if "tr0ub4dor" in part]
     assert json.loads(got.read_text()) == {
