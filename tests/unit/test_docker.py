@@ -254,4 +254,5 @@ def test_the_hooks_token_is_no_argument(programs: Programs, tmp_path: Path) -> N
     assert json.loads(got.read_text()) == {
         "url": "http://gitops-lab-control-plane:30092/hook/abc",
         "token": "tr0ub4dor-and-3",
+        "sources": [],
     }
