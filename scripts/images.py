@@ -145,6 +145,19 @@ def build_git_server(dockerfile: str, base: str, key: str) -> str:
     return name
 
 
+def prune_superseded(keep: set[str]) -> list[str]:
+    """Remove images of earlier recipes that no container uses, and return which; the cache can build them again."""
+    listed = docker("images", "--filter", f"reference={REPOSITORY}/*", "--format", "{{.Repository}}:{{.Tag}}").stdout
+    removed = []
+    for name in sorted(set(listed.split()) - keep):
+        done = docker("rmi", name, check=False, timeout_s=300)
+        if done.exit_code == 0:
+            removed.append(name)
+        else:
+            console.debug(f"{name} stays: {done.stderr.strip()}")
+    return removed
+
+
 def ca_bundle(source: SourceSet) -> bytes:
     """Return Debian's CA bundle out of a root file system of the cache."""
     with tarfile.open(source.rootfs["rootfs-glibc"]) as archive:

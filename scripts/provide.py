@@ -145,6 +145,10 @@ def _provide_from_source(settings: Settings, versions: Versions, log_dir: Path) 
         registry, registry_new = images.ensure_image(by_name["registry"], built)
         git_server = images.ensure_git_server(built)
         python_base = images.ensure_base("rootfs-python", built)
+        if node_new:
+            bases = {images.ensure_base(f"rootfs-{name}", built) for name in ("node", "net", "glibc", "git")}
+            components = {images.built_name(recipe, built) for recipe in recipes}
+            images.prune_superseded({node, registry, git_server, python_base, *bases, *components})
     did = [f"{len(built.built)} things built from source"] if built.built else []
     did += ["node image built"] if node_new else []
     return (
