@@ -73,7 +73,7 @@ def test_a_rollout_of_a_new_version_fails_no_request(settings, kube, clone, envi
     require_no_failure(result, 2000)
 
 
-@pytest.mark.parametrize("environment", ["staging", "production"])
+@pytest.mark.parametrize("environment", ["staging", pytest.param("production", marks=pytest.mark.long)])
 def test_a_change_of_the_configuration_rolls_the_pods_and_fails_no_request(settings, kube, clone, environment):
     before = ready_pods(kube, environment)
     clone.edit(
@@ -139,11 +139,17 @@ def test_scaling_in_fails_no_request(settings, kube, clone, environment):
     require_no_failure(result, 2000)
 
 
-def test_replicas_survive_a_reconcile(kube, make):
-    """Git holds no replica count: Flux must not undo what the autoscaler (here: a person) decided."""
-    deployment = kube.kubectl("scale", f"deployment/{APP_NAME}", "--namespace", "staging", "--replicas", "4")
-    assert deployment.exit_code == 0
-    result = make("reconcile")
-    assert result.code == 0, result.output
-    spec = flux.app_deployment(kube, "staging")["spec"]
-    assert spec["replicas"] >= 3, "the reconcile put the replica count back"
+def test_replicas_survive_a_reconcile_under_load(settings, kube, make):
+    """Git holds no replica count, so Flux has none to put back: what the autoscaler decided stays."""
+
+    def replicas() -> int:
+        count: int = flux.app_deployment(kube, "staging")["spec"]["replicas"]
+        return count
+
+    with load.attack(settings, "staging", "/work?cpu_ms=30", 20, 150) as attack:
+        wait_for("staging has scaled out", lambda: [] if replicas() >= 3 else [f"{replicas()} replicas"], timeout_s=100)
+        before = replicas()
+        result = make("reconcile")
+        assert result.code == 0, result.output
+        assert attack.is_running(), "the load ended before the reconcile did"
+        assert replicas() >= before, "the reconcile put the replica count back"
