@@ -13,6 +13,7 @@ import platform
 import shutil
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from scripts.waiting import wait_for
 APT_PACKAGES = ("docker.io", "iptables", "iproute2")
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 60
+CONTAINERD_END_S = 10.0
 
 _INSTALL_HINTS = {
     "Darwin": "install and start Docker Desktop, OrbStack or Colima, as in: brew install colima docker && colima start",
@@ -104,7 +106,7 @@ def _start(settings: Settings) -> None:
     folder = settings.state_root / "engine"
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "dockerd.log"
-    _clear_dead_pid_file()
+    _clear_dead_pid_files()
     args: list[str | Path] = ["dockerd"]
     missing = hostfacts.missing_capabilities()
     if missing:
@@ -132,14 +134,26 @@ def _start(settings: Settings) -> None:
     )
 
 
-def _clear_dead_pid_file() -> None:
-    """Remove the pid file of an engine that was killed: after a reboot its number may be another process's."""
-    path = Path("/var/run/docker.pid")
+def _clear_dead_pid_files() -> None:
+    """Remove pid files of an engine that was killed: dockerd would take a dying or another process for its own.
+
+    The containerd of a killed dockerd gets its signal from the kernel and may take a moment to end; a dockerd that
+    is started meanwhile waits for it in vain.
+    """
+    _remove_if_dead(Path("/var/run/docker.pid"), "dockerd", grace_s=0)
+    _remove_if_dead(Path("/var/run/docker/containerd/containerd.pid"), "containerd", grace_s=CONTAINERD_END_S)
+
+
+def _remove_if_dead(path: Path, program: str, grace_s: float) -> None:
     if not path.exists():
         return
     text = path.read_text().strip()
-    if not text.isdigit() or "dockerd" not in _command_of(int(text)):
-        path.unlink()
+    deadline = time.monotonic() + grace_s
+    while text.isdigit() and _start_ticks(int(text)) and program in _command_of(int(text)):
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(0.05)
+    path.unlink(missing_ok=True)
 
 
 def _install_wrapper(folder: Path) -> Path:

@@ -18,6 +18,7 @@ from scripts.process import Completed, run
 
 FIELD_MANAGER = "gitops-lab"
 REQUEST_TIMEOUT_S = 10
+BUSY_S = 30.0
 T = TypeVar("T")
 
 FLUX_KINDS = {
@@ -86,9 +87,18 @@ class Kube:
     def call(self, method: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call an API method with a time limit; an unreachable server becomes one clear line."""
         import urllib3
+        from kubernetes.client import ApiException
 
+        deadline = time.monotonic() + BUSY_S
         try:
-            return method(*args, _request_timeout=REQUEST_TIMEOUT_S, **kwargs)
+            while True:
+                try:
+                    return method(*args, _request_timeout=REQUEST_TIMEOUT_S, **kwargs)
+                except ApiException as error:
+                    # "Try again": an API server that has just started answers so until its caches are filled.
+                    if error.status != 429 or time.monotonic() >= deadline:
+                        raise
+                    time.sleep(0.25)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise UnreachableError(
                 f"The cluster of context {self.context} can't be reached ({_root_of(error)}).",

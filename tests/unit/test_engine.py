@@ -254,7 +254,7 @@ def test_a_pid_file_is_removed_unless_its_process_is_an_engine(
     try:
         pid_file = machine / "docker.pid"
         pid_file.write_text(content.format(self=os.getpid(), dead=ended.pid, dockerd=running.pid))
-        engine._clear_dead_pid_file()
+        engine._clear_dead_pid_files()
         assert pid_file.exists() is kept
     finally:
         running.kill()
