@@ -140,7 +140,7 @@ def _time_bare(settings: Settings, provided: providing.Provided) -> float:
         kube = Kube(bare.context, provided.tool("kubectl"))
         wait_for(
             "every pod of the bare cluster is Ready",
-            lambda: cluster.not_ready_nodes(kube, setup.NODES) or _not_ready_pods(kube),
+            lambda: cluster.not_ready_nodes(kube, setup.NODES) or cluster.not_ready_pods(kube),
             timeout_s=BARE_TIMEOUT_S,
             interval_s=0.3,
         )
@@ -148,15 +148,6 @@ def _time_bare(settings: Settings, provided: providing.Provided) -> float:
     finally:
         cluster.delete_cluster(bare, kind)
         docker("network", "rm", bare.network)
-
-
-def _not_ready_pods(kube: Kube) -> list[str]:
-    lines = []
-    for pod in kube.call(kube.core.list_pod_for_all_namespaces).items:
-        ready = any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions or [])
-        if not ready and pod.status.phase != "Succeeded":
-            lines.append(f"{pod.metadata.namespace}/{pod.metadata.name}")
-    return lines
 
 
 def measure_pushes(settings: Settings, count: int = PUSHES) -> tuple[list[Measure], dict[str, Any]]:

@@ -254,6 +254,16 @@ def not_ready_nodes(kube: Kube, expected: int) -> list[str]:
     return lines
 
 
+def not_ready_pods(kube: Kube) -> list[str]:
+    """Return the pods that are neither Ready nor done."""
+    lines = []
+    for pod in kube.call(kube.core.list_pod_for_all_namespaces).items:
+        ready = any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions or [])
+        if not ready and pod.status.phase != "Succeeded":
+            lines.append(f"pod {pod.metadata.namespace}/{pod.metadata.name} is not Ready")
+    return lines
+
+
 def wait_for_nodes(kube: Kube, expected: int, timeout_s: float = 180) -> None:
     """Wait until every node is Ready."""
     wait_for(

@@ -55,6 +55,7 @@ def resume(settings: Settings) -> int:
                 flux.connect_git_server(settings, kube)
             flux.request_reconcile(kube, now_iso())
             ready = flux.wait_until_ready(settings, kube, setup.READY_TIMEOUT_S, lambda: explain_now(kube))
+            wait_for("every pod is Ready", lambda: cluster.not_ready_pods(kube), timeout_s=180, interval_s=0.5)
             checked = setup.wait_for_endpoints(settings, kube)
         console.done("lab", time.monotonic() - began, f"{ready} Kustomizations Ready, {checked} endpoints answer")
     return 0

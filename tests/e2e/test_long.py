@@ -78,7 +78,8 @@ def test_a_killed_engine_comes_back_with_the_same_state(settings, kube, make):
     again = Kube(settings.context, settings.tools_dir / "kubectl")
     assert {e: flux.app_deployment(again, e)["spec"]["template"] for e in environments()} == before
     assert git.remote_branches(settings) == revisions
-    assert make("status").code == 0
+    # metrics-server has to measure twice before the autoscalers know anything again
+    wait_for("status is healthy", lambda: [] if make("status").code == 0 else ["not healthy yet"], timeout_s=120)
 
 
 def test_an_engine_stopped_by_make_comes_back_even_when_addresses_were_swapped(settings, make):
