@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -231,14 +231,6 @@ def is_ready(thing: Object) -> bool:
     observed = ready.get("observedGeneration") or thing.get("status", {}).get("observedGeneration")
     current = thing.get("metadata", {}).get("generation")
     return ready.get("status") == "True" and (observed is None or current is None or observed >= current)
-
-
-def poll(interval_s: float, timeout_s: float) -> Iterator[float]:
-    """Yield elapsed seconds at an interval until a time limit."""
-    started = time.monotonic()
-    while (elapsed := time.monotonic() - started) < timeout_s:
-        yield elapsed
-        time.sleep(interval_s)
 
 
 def _root_of(error: BaseException) -> str:

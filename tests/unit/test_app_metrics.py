@@ -17,6 +17,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from werkzeug.test import EnvironBuilder
 
+WORK = "/work"
+
 TOKEN = "a-token-of-20-letters"
 Series = tuple[str, str, str]
 
@@ -123,7 +125,7 @@ def views_of_every_kind() -> Flask:
         ("GET", ["/aborts"], ("GET", "/aborts", "418")),
         ("GET", ["/streams"], ("GET", "/streams", "200")),
         ("GET", ["/items/1", "/items/2"], ("GET", "/items/<int:number>", "200")),
-        ("GET", ["/a", "/b", "/b/c", "/metrics/", "/work/", "/x?y=z"], ("GET", "unmatched", "404")),
+        ("GET", ["/a", "/b", "/b/c", "/metrics/", f"{WORK}/", "/x?y=z"], ("GET", "unmatched", "404")),
         ("POST", ["/work"], ("POST", "unmatched", "405")),
         ("BREW", ["/work", "/a"], ("other", "unmatched", "")),
     ],
