@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,15 +44,25 @@ class Attack:
         self._results = results
         self._vegeta = vegeta
         self._seconds = seconds
+        self._started = time.monotonic()
 
     def is_running(self) -> bool:
         """Whether requests are still being sent."""
         return self._process.process.poll() is None
 
-    def finish(self) -> LoadResult:
-        """Wait for the load's own end and return what it met."""
+    def finish(self, after_s: float | None = None) -> LoadResult:
+        """End the load and return what it met: at its own end, or as soon as it has lasted `after_s` seconds.
+
+        Requests in flight are waited for and counted either way.
+        """
+        process = self._process.process
         try:
-            code = self._process.process.wait(self._seconds + REQUEST_TIMEOUT_S + 30)
+            if after_s is not None:
+                try:
+                    process.wait(max(0.0, self._started + after_s - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGINT)
+            code = process.wait(self._seconds + REQUEST_TIMEOUT_S + 30)
         except subprocess.TimeoutExpired:
             raise LabError("The load generator did not end in its time.", "run again on a quieter machine") from None
         if code != 0:

@@ -13,7 +13,9 @@ from scripts.settings import APP_NAME, Edge
 from scripts.waiting import wait_for
 
 RATE = 60
-SECONDS = 40
+# A load outlasts what it measures, however slow the machine: it is ended once that is over and enough was sent.
+LONGEST_S = 300
+ENOUGH_S = 36
 BASE = "flux-cd/applications/_base-app-config/deployment.yaml"
 PATH = "/work?cpu_ms=1"
 
@@ -65,10 +67,9 @@ def test_a_rollout_of_a_new_version_fails_no_request(settings, kube, clone, envi
         "    metadata:\n      annotations:\n        e2e: rollout\n    spec:\n      serviceAccountName",
     )
     commit = clone.commit("Test: another version")
-    with load.attack(settings, environment, PATH, RATE, SECONDS) as attack:
+    with load.attack(settings, environment, PATH, RATE, LONGEST_S) as attack:
         promote(clone, kube, environment, commit)
-        assert attack.is_running(), "the rollout outlived the load: nothing was measured at its end"
-        result = attack.finish()
+        result = attack.finish(after_s=ENOUGH_S)
     assert not before & ready_pods(kube, environment), "no pod was replaced"
     require_no_failure(result, 2000)
 
@@ -80,9 +81,9 @@ def test_a_change_of_the_configuration_rolls_the_pods_and_fails_no_request(setti
         "flux-cd/applications/_base-app-config/configmap.yaml", "READINESS_DELAY_SEC=10", "READINESS_DELAY_SEC=9"
     )
     commit = clone.commit("Test: another configuration")
-    with load.attack(settings, environment, PATH, RATE, SECONDS) as attack:
+    with load.attack(settings, environment, PATH, RATE, LONGEST_S) as attack:
         promote(clone, kube, environment, commit)
-        result = attack.finish()
+        result = attack.finish(after_s=ENOUGH_S)
     assert not before & ready_pods(kube, environment), "no pod was replaced"
     require_no_failure(result, 2000)
 
@@ -105,11 +106,11 @@ def test_draining_a_worker_fails_no_request(settings, kube, environment, worker)
         for n in kube.call(kube.core.list_node).items
         if "node-role.kubernetes.io/worker" in (n.metadata.labels or {})
     )
-    with load.attack(settings, environment, PATH, RATE, 75) as attack:
+    with load.attack(settings, environment, PATH, RATE, LONGEST_S) as attack:
         with drained(kube, nodes[worker]):
             pods = kube.call(kube.core.list_namespaced_pod, environment).items
             assert nodes[worker] not in {p.spec.node_name for p in pods if not p.metadata.deletion_timestamp}
-        result = attack.finish()
+        result = attack.finish(after_s=ENOUGH_S)
     require_no_failure(result, 2000)
 
 
@@ -126,16 +127,16 @@ def test_scaling_in_fails_no_request(settings, kube, clone, environment):
     )
     clone.edit(overlay(environment), "minReplicas: 5", f"minReplicas: {minimum}")
     commit = clone.commit("Test: back to the minimum")
-    with load.attack(settings, environment, PATH, 25, 110) as attack:
+    with load.attack(settings, environment, PATH, 25, LONGEST_S) as attack:
         promote(clone, kube, environment, commit)
         wait_for(
             "the environment is back at its minimum",
             lambda: (
                 [] if len(ready_pods(kube, environment)) == minimum else [f"{len(ready_pods(kube, environment))} pods"]
             ),
-            timeout_s=100,
+            timeout_s=LONGEST_S,
         )
-        result = attack.finish()
+        result = attack.finish(after_s=2100 / 25)
     require_no_failure(result, 2000)
 
 
@@ -146,7 +147,7 @@ def test_replicas_survive_a_reconcile_under_load(settings, kube, make):
         count: int = flux.app_deployment(kube, "staging")["spec"]["replicas"]
         return count
 
-    with load.attack(settings, "staging", "/work?cpu_ms=30", 20, 150) as attack:
+    with load.attack(settings, "staging", "/work?cpu_ms=30", 20, LONGEST_S) as attack:
         wait_for("staging has scaled out", lambda: [] if replicas() >= 3 else [f"{replicas()} replicas"], timeout_s=100)
         before = replicas()
         result = make("reconcile")
