@@ -1,0 +1,116 @@
+"""The words that the checks of manifests share: findings, rendered objects, what was rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+
+class Stage(Enum):
+    """The part of the check that a finding comes from, in the order in which they run."""
+
+    STRUCTURE = "structure"
+    BUILD = "build"
+    SCHEMA = "schema"
+    LINT = "lint"
+    DRY_RUN = "dry-run"
+
+
+class Severity(Enum):
+    """An error fails the check; a warning is shown and does not."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something stands: a file relative to the tree's root, and its line from 1 (0: the file as a whole)."""
+
+    file: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with the manifests: which rule, where, what, and how to mend it."""
+
+    stage: Stage
+    rule: str
+    message: str
+    mend: str
+    place: Place
+    # `Kind namespace/name`, or empty where the finding is about a file.
+    subject: str = ""
+    # The folder, relative to the root, of the kustomization that was being looked at; empty for the tree as a whole.
+    kustomization: str = ""
+    severity: Severity = Severity.ERROR
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One rendered object, and the place in the tree where it was written (not where a patch changed it)."""
+
+    data: Mapping[str, Any]
+    place: Place
+
+    @property
+    def kind(self) -> str:
+        """The object's kind."""
+        return str(self.data.get("kind", ""))
+
+    @property
+    def api_version(self) -> str:
+        """The object's group and version."""
+        return str(self.data.get("apiVersion", ""))
+
+    @property
+    def name(self) -> str:
+        """The object's name."""
+        return str((self.data.get("metadata") or {}).get("name", ""))
+
+    @property
+    def namespace(self) -> str:
+        """The object's namespace, or empty."""
+        return str((self.data.get("metadata") or {}).get("namespace") or "")
+
+    @property
+    def subject(self) -> str:
+        """The object as findings name it: `Kind namespace/name`."""
+        return f"{self.kind} {self.namespace + '/' if self.namespace else ''}{self.name}"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What one kustomization renders to, as Flux would apply it."""
+
+    # The kustomization's folder, relative to the tree's root.
+    kustomization: str
+    resources: tuple[Resource, ...]
+    # The YAML stream, byte for byte the same for the same tree.
+    text: str
+    seconds: float = 0.0
+    # The Flux Kustomizations that apply this folder, by name; empty for one that only others include.
+    flux_kustomizations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that one run of the check found."""
+
+    root: Path
+    rendered: tuple[Rendered, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    # Seconds by stage.
+    seconds: Mapping[Stage, float] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is an error."""
+        return all(f.severity is not Severity.ERROR for f in self.findings)
