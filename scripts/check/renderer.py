@@ -72,12 +72,17 @@ class _Job:
 class Renderer:
     """Renders a tree."""
 
-    def __init__(self, graph: Graph, kustomize: Path, store: Store, broken: set[str]) -> None:
+    def __init__(
+        self, graph: Graph, kustomize: Path, store: Store, broken: set[str], everything: bool = False
+    ) -> None:
+        self.everything = everything
         self.graph = graph
         self.kustomize = kustomize
         self.store = store
         self.broken = broken
         self.used_keys: list[str] = []
+        # What was built in this run: kept only if the tree is still the one that it was built from.
+        self.fresh: list[Rendering] = []
         self._by_spec: dict[str, Applied] = {}
         self._objects: dict[tuple[str, str, str, str, int], FluxObject] = {}
         self._findings: list[Finding] = []
@@ -90,8 +95,17 @@ class Renderer:
         met = {(f.place.file, f.place.line) for f in self._objects.values()}
         # A circle of Flux Kustomizations that only apply each other, or one whose parent did not build.
         self._run([self._job(f, f.scope) for f in written if (f.place.file, f.place.line) not in met])
+        if self.everything:
+            done = {a.rendering.spec.folder for a in self._by_spec.values()}
+            rest = [k for k in self.graph.all if not k.is_component and k.folder not in done]
+            self._run([_Job(RenderSpec(k.folder), None, k.folder or ".") for k in rest])
         applied = sorted(self._by_spec.values(), key=lambda a: (a.rendering.spec.folder, a.rendering.key))
         return Renderings(applied, list(self._objects.values()), self._findings)
+
+    def keep_fresh(self) -> None:
+        """Keep what was built in this run for later ones."""
+        for rendering in self.fresh:
+            self.store.put("renders", rendering.key, rendering.to_record())
 
     def _job(self, flux: FluxObject, scope: str) -> _Job:
         folder = folder_of(self.graph.tree, flux)
@@ -114,7 +128,7 @@ class Renderer:
                     for future in done:
                         build = running.pop(future)
                         rendering = finish(self.graph, build, future.result())
-                        self.store.put("renders", build.key, rendering.to_record())
+                        self.fresh.append(rendering)
                         self._keep(rendering, queue.append)
 
     def _begin(self, job: _Job, folder: Path, follow: Callable[[_Job], None]) -> Build | None:

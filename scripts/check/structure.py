@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import posixpath
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from scripts.check.graph import Graph, Kustomization
 from scripts.check.model import Finding, Place, Severity, Stage
@@ -22,6 +22,7 @@ _LISTS = {
 _MAPPINGS = {"commonLabels", "commonAnnotations", "generatorOptions", "openapi", "helmGlobals", "sortOptions", "metadata"}
 _TEXTS = {"apiVersion", "kind", "namespace", "namePrefix", "nameSuffix"}
 _FIELDS = _LISTS | _MAPPINGS | _TEXTS
+T = TypeVar("T", str, int)
 _KINDS = ("Kustomization", "Component")
 
 
@@ -285,31 +286,33 @@ def _check_documents_of_resources(graph: Graph, kustomization: Kustomization, re
 
 def _check_cycles(graph: Graph, result: Structure) -> None:
     """Find kustomizations that include themselves, each circle once."""
-    done: set[str] = set()
-    told: set[tuple[str, ...]] = set()
-    way: list[str] = []
+    onward = {k.folder: [target for _, target in graph.included(k)] for k in graph.all}
+    for circle in circles_of(onward):
+        _add_cycle(graph, circle, result)
 
-    def visit(folder: str) -> None:
-        if folder in way:
-            circle = way[way.index(folder) :]
-            # Told from its first folder on, whichever of them the search met first.
-            start = circle.index(min(circle))
-            circle = circle[start:] + circle[:start]
-            if tuple(circle) not in told:
-                told.add(tuple(circle))
-                _add_cycle(graph, circle, result)
-            return
-        if folder in done:
-            return
-        kustomization = graph.kustomization(folder)
-        way.append(folder)
-        for _, target in graph.included(kustomization) if kustomization else ():
-            visit(target)
-        way.pop()
-        done.add(folder)
 
-    for kustomization in graph.all:
-        visit(kustomization.folder)
+def circles_of(onward: Mapping[T, Sequence[T]]) -> list[list[T]]:
+    """Return the circles of a graph, each once and told from its least member on."""
+    done: set[T] = set()
+    circles: dict[tuple[T, ...], None] = {}
+    for start in onward:
+        # The way to where the search stands, and what is left to try from each step of it.
+        way: list[T] = []
+        left = [iter([start])]
+        while left:
+            following = next(left[-1], None)
+            if following is None:
+                left.pop()
+                if way:
+                    done.add(way.pop())
+            elif following in way:
+                circle = way[way.index(following) :]
+                least = circle.index(min(circle))
+                circles[tuple(circle[least:] + circle[:least])] = None
+            elif following not in done and following in onward:
+                way.append(following)
+                left.append(iter(onward[following]))
+    return [list(c) for c in circles]
 
 
 def _add_cycle(graph: Graph, circle: list[str], result: Structure) -> None:

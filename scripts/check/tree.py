@@ -11,14 +11,13 @@ import posixpath
 import stat
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from scripts.check import yamlfile
-from scripts.check.yamlfile import Problem
+from scripts.check.model import Problem
 from scripts.errors import UsageError
 
 MAX_YAML_BYTES = 8 * 1024**2
@@ -291,6 +290,20 @@ class Tree:
         self.entries[path] = Entry(FileKind.FILE, digest, size, link)
 
 
+def source_to_record(source: SourceFile) -> dict[str, Any]:
+    """Return what a file holds as JSON has it."""
+    return asdict(source)
+
+
+def source_from_record(record: Mapping[str, Any]) -> SourceFile:
+    """Return what a file holds from a record."""
+    return SourceFile(
+        tuple(Document(**d) for d in record["documents"]),
+        tuple(Problem(**p) for p in record["problems"]),
+        record["template"],
+    )
+
+
 def digest_of_entries(entries: Mapping[str, Entry], paths: list[str]) -> str:
     """Return a digest of some of a tree's paths with their contents."""
     total = hashlib.sha256()
@@ -358,6 +371,9 @@ def _parse(place: Path, size: int, path: str) -> SourceFile:
         line = content.count(b"\n", 0, error.start) + 1
         message = f"is not UTF-8: byte 0x{content[error.start]:02x}"
         return SourceFile(problems=(Problem("file-not-utf8", message, "save it as UTF-8", line),))
+    # Imported here: a run that knows every content reads no YAML.
+    from scripts.check import yamlfile
+
     nodes, problems = yamlfile.compose(text)
     # `{{` outside a string is how templates look, and never how a manifest does.
     template = bool(problems) and "{{" in text
@@ -369,6 +385,8 @@ def _parse(place: Path, size: int, path: str) -> SourceFile:
 
 
 def _documents(node: Any, is_kustomization: bool) -> Iterator[Document]:
+    from scripts.check import yamlfile
+
     head = _head(node)
     if head.kind.endswith("List") and head.api_version and not head.name:
         items = yamlfile.node_at(node, "items")
@@ -391,6 +409,8 @@ def _documents(node: Any, is_kustomization: bool) -> Iterator[Document]:
 
 
 def _head(node: Any) -> Document:
+    from scripts.check import yamlfile
+
     def text(*path: str) -> str:
         found = yamlfile.node_at(node, *path)
         return str(found.value) if isinstance(found, yamlfile.ScalarNode) else ""

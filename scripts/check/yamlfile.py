@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from scripts.check.model import Problem
 
 MAX_DEPTH = 200
 # Aliases are copies once a file is read by anything but this module: more values than this can't be meant.
@@ -25,16 +26,6 @@ _NULL = "tag:yaml.org,2002:null"
 _BOOLS = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
 # A number to Go's YAML, a string to Python's.
 _EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with how a file is written, apart from what it says."""
-
-    rule: str
-    message: str
-    mend: str
-    line: int = 0
 
 
 def compose(text: str) -> tuple[list[Node], list[Problem]]:
@@ -136,6 +127,16 @@ def line_at(node: Node, pointer: str) -> int:
         else:
             return int(line)
     return int(line)
+
+
+def reaches(node: Node, pointer: str) -> bool:
+    """Whether a document has a value at a JSON pointer."""
+    for token in pointer.strip("/").split("/"):
+        found = next((value for name, _, value in _children(node) if name == token), None)
+        if found is None:
+            return False
+        node = found
+    return True
 
 
 def node_at(node: Node, *path: str) -> Node | None:
