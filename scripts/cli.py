@@ -191,6 +191,32 @@ def _bench(chosen: Settings) -> int:
     return bench.bench(chosen, versions.load())
 
 
+def _kustomize_check(chosen: Settings) -> int:
+    from scripts.check import commands, runner
+
+    return commands.run(chosen, runner.ALL, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_structure(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    return commands.structure(chosen, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_build(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    return commands.build(chosen, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_validate(chosen: Settings) -> int:
+    from scripts.check import commands
+    from scripts.check.model import Stage
+
+    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA)
+    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
 def _lock(chosen: Settings) -> int:
     from scripts import relock
 
@@ -220,6 +246,10 @@ COMMANDS: dict[str, Command] = {
     "diagnose": _diagnose,
     "doctor": _doctor,
     "engine-stop": _engine_stop,
+    "kustomize-build": _kustomize_build,
+    "kustomize-check": _kustomize_check,
+    "kustomize-structure": _kustomize_structure,
+    "kustomize-validate": _kustomize_validate,
     "lock": _lock,
     "logs": _logs,
     "port-forward": _port_forward,
@@ -234,4 +264,7 @@ COMMANDS: dict[str, Command] = {
     "tools": _tools,
 }
 # Commands whose details nobody reads later.
-_QUIET = {"app-tag", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools"}
+_QUIET = {
+    "app-tag", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "kustomize-check",
+    "kustomize-structure", "kustomize-build", "kustomize-validate",
+}  # fmt: skip

@@ -20,6 +20,7 @@ from scripts.docker import docker, image_exists
 from scripts.downloads import Downloader
 from scripts.engine import apt_install, is_root
 from scripts.errors import LabError
+from scripts.fluxcli import build_flux_cli
 from scripts.gobuild import build_module
 from scripts.hostfacts import current_platform
 from scripts.lockfile import LockFile
@@ -107,7 +108,7 @@ def downloader(settings: Settings) -> Downloader:
 
 def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path) -> Outcome:
     """Make the tools of the manifest tests be there; needs no container engine."""
-    names = ("kustomize", "kubeconform")
+    names = ("kustomize", "kubeconform", "flux")
     source, why = choose_source(settings)
     if source is ImageSource.REGISTRY:
         return downloader(settings).ensure_tools({n: versions.tools[n] for n in names})
@@ -116,12 +117,16 @@ def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path) ->
     with lock(settings.cache_dir / "locks" / "source-build.lock", "building the tools and images from source"):
         keys = sourcebuild.expected_entries(versions)
         for name in names:
-            folder = cache.find(name, keys[name])
+            module, binary = _TOOL_BINARIES[name]
+            folder = cache.find(module, keys[module])
             if not folder:
                 console.line(f"building {name} from source: {why}")
                 go = ensure_go(cache, versions.go.version, versions.go.bootstrap)
-                folder, built = build_module(cache, go, name, versions.modules[name], log_dir)
-            _link(folder / name, settings.tools_dir / name)
+                if name == "flux":
+                    folder, built = build_flux_cli(cache, go, versions, settings.tools_dir / "kustomize", log_dir)
+                else:
+                    folder, built = build_module(cache, go, module, versions.modules[module], log_dir)
+            _link(folder / binary, settings.tools_dir / name)
     return Outcome(built, f"{', '.join(names)} {'built' if built else 'found'}")
 
 

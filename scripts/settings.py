@@ -79,6 +79,7 @@ class Settings:
     kube_context: str = ""
     image_repository: str = ""
     subnet: str = ""
+    tree: Path = FLUX_CD
     cache_dir: Path = Path.home() / ".cache" / "gitops-lab"
     state_root: Path = Path.home() / ".local" / "state" / "gitops-lab"
 
@@ -246,6 +247,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         kube_context=env.get("KUBE_CONTEXT", ""),
         image_repository=env.get("IMAGE_REPOSITORY", ""),
         subnet=_subnet(env),
+        tree=Path(env.get("TREE", "") or FLUX_CD).expanduser(),
         cache_dir=cache,
         state_root=state,
     )

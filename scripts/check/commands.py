@@ -1,0 +1,147 @@
+"""The commands of the check: what each of them looks at, and how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scripts import console
+from scripts.check import report as text_report
+from scripts.check.model import Report, Stage
+from scripts.check.outputs import WRITERS, Output
+from scripts.check.runner import ALL, Checked, ExtraStage, Options, check
+from scripts.check.store import Store, digest, identity_of
+from scripts.errors import UsageError
+from scripts.settings import ROOT, Settings
+
+if TYPE_CHECKING:
+    from scripts.check.validate import Definitions
+
+TOOLS = ("kustomize", "kubeconform", "flux")
+PIN_FILES = (ROOT / "versions.yaml", ROOT / "versions.lock.yaml")
+BUILD_OUTPUT = ROOT / "reports" / "kustomize-build"
+
+
+def extra_stages(settings: Settings) -> tuple[ExtraStage, ...]:
+    """Return the stages that look at everything rendered: one entry each.
+
+    What a stage needs is imported by its own function, so that a run which finds its answer in the cache pays nothing.
+    """
+    return ()
+
+
+def options_for(
+    settings: Settings, root: Path | None = None, stages: Sequence[Stage] = ALL, everything: bool = False
+) -> Options:
+    """Return what a run over a tree needs, its tools brought first if they are missing or of other versions."""
+    pins = ensure_tools(settings)
+    return Options(
+        root or settings.tree,
+        check_cache(settings),
+        settings.tools_dir / "kustomize",
+        settings.tools_dir / "kubeconform",
+        tuple(stages),
+        lambda: definitions(settings),
+        pins,
+        tuple(e for e in extra_stages(settings) if e.stage in stages),
+        everything,
+    )
+
+
+def check_cache(settings: Settings) -> Path:
+    """Return where earlier runs' results lie."""
+    return settings.cache_dir / "check"
+
+
+def ensure_tools(settings: Settings) -> str:
+    """Make the tools be there in the pinned versions, and return a digest of the pins."""
+    pins = digest([p.read_text() if p.exists() else "" for p in PIN_FILES])
+    tools = [settings.tools_dir / name for name in TOOLS]
+    store = Store(check_cache(settings))
+    current = [pins, *(identity_of(t) for t in tools)]
+    if all(t.exists() for t in tools) and store.get("tools", "current") == current:
+        return pins
+    from scripts import provide, versions
+
+    outcome = provide.ensure_check_tools(settings, versions.load(), settings.state_dir / "logs")
+    if outcome.changed:
+        console.line(outcome.what)
+    store.put("tools", "current", [pins, *(identity_of(t) for t in tools)])
+    return pins
+
+
+def definitions(settings: Settings) -> Definitions:
+    """Return where schemas come from besides the tree."""
+    from scripts import versions
+    from scripts.check.validate import Definitions
+    from scripts.manifests import flux_definitions
+
+    pinned = versions.load()
+    return Definitions(pinned.kubernetes, (flux_definitions(settings, pinned, settings.tools_dir),))
+
+
+def run(settings: Settings, stages: Sequence[Stage], output: Output) -> int:
+    """Check the tree and show what was found; returns the exit code."""
+    return show(check(options_for(settings, stages=stages)).report, output)
+
+
+def show(report: Report, output: Output) -> int:
+    """Print a report and return the exit code: 1 where anything is an error."""
+    if output is Output.TEXT:
+        text_report.print_report(report)
+    else:
+        console.raw(WRITERS[output](report))
+    return 0 if report.ok else 1
+
+
+def structure(settings: Settings, output: Output) -> int:
+    """Show the tree as a picture, and what is wrong with how it hangs together."""
+    stages = (Stage.STRUCTURE,)
+    checked = check(options_for(settings, stages=stages), need_renderings=output is Output.TEXT)
+    if output is Output.TEXT:
+        from scripts.check import picture
+
+        picture.draw(checked)
+    return show(checked.report, output)
+
+
+def build(settings: Settings, output: Output) -> int:
+    """Build every kustomization into files of a folder."""
+    stages = (Stage.STRUCTURE, Stage.BUILD)
+    checked = check(options_for(settings, stages=stages, everything=True), need_renderings=True)
+    folder = write_builds(checked, BUILD_OUTPUT)
+    code = show(checked.report, output)
+    if output is Output.TEXT:
+        console.raw(f"written to {folder}")
+    return code
+
+
+def write_builds(checked: Checked, folder: Path) -> Path:
+    """Write each rendering into a file below a folder, and remove what an earlier build left there."""
+    import shutil
+    import tempfile
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    folders = [r.kustomization for r in checked.report.rendered]
+    for rendered in checked.report.rendered:
+        name = rendered.kustomization.replace("../", "__/") or "root"
+        if folders.count(rendered.kustomization) > 1:
+            name += f"--{'-'.join(rendered.flux_kustomizations) or 'plain'}"
+        path = fresh / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(rendered.text)
+    fresh.chmod(0o755)
+    if folder.exists():
+        shutil.rmtree(folder)
+    fresh.rename(folder)
+    return folder
+
+
+def output_of(text: str) -> Output:
+    """Return the form of the report that was asked for."""
+    try:
+        return Output(text or "text")
+    except ValueError:
+        raise UsageError(f"OUTPUT={text} is not known.", f"take one of: {', '.join(Output)}") from None
