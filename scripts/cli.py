@@ -8,10 +8,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from scripts import console, settings, versions
+from scripts import console, settings
 from scripts.errors import LabError
 from scripts.settings import Settings
+
+if TYPE_CHECKING:
+    from scripts.versions import Versions
 
 Command = Callable[[Settings], int]
 
@@ -53,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _pinned() -> Versions:
+    from scripts import versions
+
+    return versions.load()
+
+
 def _log_of(command: str) -> str:
     return str(settings.load().state_dir / "logs" / f"{command}.log")
 
@@ -66,7 +76,7 @@ def _setup(chosen: Settings) -> int:
     from scripts import setup
 
     try:
-        setup.setup_all(chosen, versions.load())
+        setup.setup_all(chosen, _pinned())
     except LabError:
         _diagnose_after_failure(chosen)
         raise
@@ -87,7 +97,7 @@ def _diagnose_after_failure(chosen: Settings) -> None:
 def _tools(chosen: Settings) -> int:
     from scripts import provide
 
-    outcome = provide.ensure_check_tools(chosen, versions.load(), chosen.state_dir / "logs")
+    outcome = provide.ensure_check_tools(chosen, _pinned(), chosen.state_dir / "logs")
     if outcome.changed:
         console.line(outcome.what)
     return 0
@@ -99,7 +109,7 @@ def _doctor(chosen: Settings) -> int:
 
     source, why = provide.choose_source(chosen)
     console.line(f"image source: {source} ({why})")
-    warm = sourcebuild.is_warm(Cache(chosen.cache_dir), versions.load())
+    warm = sourcebuild.is_warm(Cache(chosen.cache_dir), _pinned())
     findings = labfacts.run_checks(chosen, source, warm)
     preflight.render(findings)
     return 1 if any(f.level is preflight.Level.ERROR for f in findings) else 0
@@ -149,7 +159,7 @@ def _engine_stop(chosen: Settings) -> int:
 def _deploy(chosen: Settings) -> int:
     from scripts import deploy
 
-    deploy.deploy(chosen, versions.load())
+    deploy.deploy(chosen, _pinned())
     return 0
 
 
@@ -188,7 +198,7 @@ def _test_endpoints(chosen: Settings) -> int:
 def _bench(chosen: Settings) -> int:
     from scripts import bench
 
-    return bench.bench(chosen, versions.load())
+    return bench.bench(chosen, _pinned())
 
 
 def _kustomize_check(chosen: Settings) -> int:
@@ -220,7 +230,7 @@ def _kustomize_validate(chosen: Settings) -> int:
 def _lock(chosen: Settings) -> int:
     from scripts import relock
 
-    relock.relock(chosen, versions.load())
+    relock.relock(chosen, _pinned())
     return 0
 
 

@@ -76,7 +76,9 @@ def _row_of(finding: Finding, known: set[str]) -> str:
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table as plain text, without importing what draws the coloured one."""
     widths = [max(len(line[i]) for line in [columns, *rows]) for i in range(len(columns))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [columns, *rows]]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [columns, *rows]
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 

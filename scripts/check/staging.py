@@ -26,7 +26,7 @@ def stage(graph: Graph, spec: RenderSpec, kustomization: Kustomization, into: Pa
     real = Path(os.path.normpath(tree.absolute(spec.folder)))
     inside = real.relative_to(tree.top)
     staged = into / inside
-    staged.mkdir(parents=True)
+    staged.mkdir(parents=True, exist_ok=True)
     (staged / KUSTOMIZATION_FILES[0]).write_text(json.dumps(data))
     with os.scandir(real) as children:
         for child in children:

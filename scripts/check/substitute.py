@@ -30,7 +30,9 @@ class Substituted:
     unset: set[str] = field(default_factory=set)
 
 
-def substitute(text: str, variables: Mapping[str, str], unknown: Callable[[str], str | None] | None = None) -> Substituted:
+def substitute(
+    text: str, variables: Mapping[str, str], unknown: Callable[[str], str | None] | None = None
+) -> Substituted:
     """Replace the variables in a text.
 
     Args:

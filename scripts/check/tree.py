@@ -361,9 +361,7 @@ def _digest(place: Path) -> tuple[str, int]:
 def _parse(place: Path, size: int, path: str) -> SourceFile:
     if size > MAX_YAML_BYTES:
         message = f"has {size / 1024**2:.1f} MiB: the API server takes objects of 1.5 MiB at most"
-        return SourceFile(
-            problems=(Problem("file-too-large", message, "split it, or keep it out of the tree"),)
-        )
+        return SourceFile(problems=(Problem("file-too-large", message, "split it, or keep it out of the tree"),))
     content = place.read_bytes()
     try:
         text = content.decode("utf-8-sig")
