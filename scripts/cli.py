@@ -227,6 +227,32 @@ def _kustomize_validate(chosen: Settings) -> int:
     return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
 
 
+def _kustomize_diff(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    base, live = os.environ.get("BASE", "") or "main", os.environ.get("LIVE") == "1"
+    return commands.diff(chosen, base, live, os.environ.get("OUTPUT", ""))
+
+
+def _hooks(_: Settings) -> int:
+    from scripts.check import hooks
+
+    console.line(hooks.install().what)
+    return 0
+
+
+def _pre_push(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    return commands.pre_push(chosen)
+
+
+def _watch(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    return commands.watch(chosen)
+
+
 def _lock(chosen: Settings) -> int:
     from scripts import relock
 
@@ -256,13 +282,16 @@ COMMANDS: dict[str, Command] = {
     "diagnose": _diagnose,
     "doctor": _doctor,
     "engine-stop": _engine_stop,
+    "hooks": _hooks,
     "kustomize-build": _kustomize_build,
     "kustomize-check": _kustomize_check,
+    "kustomize-diff": _kustomize_diff,
     "kustomize-structure": _kustomize_structure,
     "kustomize-validate": _kustomize_validate,
     "lock": _lock,
     "logs": _logs,
     "port-forward": _port_forward,
+    "pre-push": _pre_push,
     "push": _push,
     "reconcile": _reconcile,
     "resume": _resume,
@@ -272,9 +301,10 @@ COMMANDS: dict[str, Command] = {
     "test-endpoints": _test_endpoints,
     "timings": _timings,
     "tools": _tools,
+    "watch": _watch,
 }
 # Commands whose details nobody reads later.
 _QUIET = {
     "app-tag", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "kustomize-check",
-    "kustomize-structure", "kustomize-build", "kustomize-validate",
+    "kustomize-diff", "pre-push", "hooks", "watch", "kustomize-structure", "kustomize-build", "kustomize-validate",
 }  # fmt: skip

@@ -98,6 +98,15 @@ def raw(text: str) -> None:
     sys.stdout.flush()
 
 
+def diff_line(text: str) -> None:
+    """Print a line of a difference, coloured in a terminal by what it begins with."""
+    if not sys.stdout.isatty():
+        raw(text)
+        return
+    mark = text.strip()[:1]
+    line(text, {"+": "green", "-": "red", "@": "cyan", "─": "bold"}.get(mark, ""))
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
     """Print a table."""
     from rich.console import Console

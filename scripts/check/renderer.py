@@ -26,6 +26,7 @@ from scripts.check.fluxobjects import (
 )
 from scripts.check.graph import Graph
 from scripts.check.model import Finding, Place, Rendered, Severity, Stage
+from scripts.check.references import Reference
 from scripts.check.store import Store, code_digest, digest, identity_of
 from scripts.check.structure import broken_builds
 from scripts.check.tree import join
@@ -250,7 +251,7 @@ class Renderer:
             )
 
 
-def _remote(graph: Graph, folder: str) -> Iterator[object]:
+def _remote(graph: Graph, folder: str) -> Iterator[Reference]:
     built = graph.buildable(folder)
     return iter(built.remote if built else ())
 

@@ -50,7 +50,7 @@ def _cells(row: Row, findings: list[Finding], shown: Sequence[Stage]) -> list[st
     if row.flux and row.flux != (name.rpartition("/")[2],):
         name += f" ({', '.join(row.flux)})"
     marks = [_mark(s, row, [f for f in findings if f.stage is s]) for s in shown]
-    numbers = [str(row.resources), f"{row.seconds:.2f} s"] if row.built else ["–", "–"]
+    numbers = [str(row.resources), f"{row.seconds:.2f} s"] if row.built else ["-", "-"]
     return [name, *marks, *numbers, row.note]
 
 
@@ -60,7 +60,7 @@ def _mark(stage: Stage, row: Row, findings: list[Finding]) -> str:
     told = " ".join([f"✘ {errors}"] * bool(errors) + [f"! {warnings}"] * bool(warnings))
     if told:
         return told
-    return "✔" if row.built or stage is Stage.STRUCTURE else "–"
+    return "✔" if row.built or stage is Stage.STRUCTURE else "-"
 
 
 def _row_of(finding: Finding, known: set[str]) -> str:

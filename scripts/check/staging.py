@@ -32,7 +32,7 @@ def stage(graph: Graph, spec: RenderSpec, kustomization: Kustomization, into: Pa
         for child in children:
             if child.name not in KUSTOMIZATION_FILES:
                 (staged / child.name).symlink_to(child.path)
-    sources = [data]
+    sources: list[Mapping[str, Any]] = [data]
     for reference in kustomization.references:
         if reference.kind is ReferenceKind.PLUGIN and tree.is_file(reference.target):
             sources += [d.data for d in tree.source(reference.target).documents if d.data]

@@ -142,12 +142,20 @@ def _check_fields(kustomization: Kustomization, result: Structure) -> None:
             continue
         expected = _expected_type(name, value)
         if expected:
-            shown = {list: "a list", dict: "a mapping", str: "text"}.get(type(value), f"`{value}`")
+            shown = _shown_type(value)
             message = f"`{name}` is {shown} instead of {expected}"
             add("kustomization-type", message, f"write `{name}` as {expected}", f"/{name}")
     if kustomization.documents > 1:
         message = "holds several documents: kustomize reads the first only"
         add("kustomization-documents", message, "make it one document", "")
+
+
+def _shown_type(value: Any) -> str:
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "text" if isinstance(value, str) else f"`{value}`"
 
 
 def _expected_type(name: str, value: Any) -> str:

@@ -132,7 +132,7 @@ class _Reader:
 
     def read_words(self, ends: str, keep: bool = False) -> str:
         """Read text with expressions in it up to one of some characters, which is taken too unless kept."""
-        parts = []
+        parts: list[str] = []
         while True:
             if self.at >= len(self.text):
                 raise self.refused("missing closing brace")

@@ -206,7 +206,8 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str) -> Problem:
     what = str(error.problem or error.context or error)
     lines = text.splitlines()
     written = lines[mark.line] if mark and mark.line < len(lines) else ""
-    if "\\t" in what or "cannot start any token" in what and written[mark.column : mark.column + 1] == "\t":
+    at_tab = mark is not None and written[mark.column : mark.column + 1] == "\t"
+    if "\\t" in what or ("cannot start any token" in what and at_tab):
         return Problem("yaml-tab", "a tab where YAML allows only blanks", "indent with blanks", line)
     if what.startswith("second occurrence"):
         return Problem("yaml-anchor", "an anchor is defined twice", "give each anchor a name of its own", line)
@@ -236,7 +237,7 @@ def _too_deep(text: str) -> Problem | None:
             if depth > MAX_DEPTH:
                 line = text.count("\n", 0, match.start()) + 1
                 return Problem("yaml-depth", f"nests deeper than {MAX_DEPTH} levels", "flatten it", line)
-    dashes = re.search(r"(?:[-?] +){%d}" % MAX_DEPTH, text)
+    dashes = re.search(f"(?:[-?] +){{{MAX_DEPTH}}}", text)
     if dashes:
         line = text.count("\n", 0, dashes.start()) + 1
         return Problem("yaml-depth", f"nests deeper than {MAX_DEPTH} levels", "flatten it", line)
