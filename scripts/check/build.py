@@ -50,9 +50,7 @@ class Rendering:
 
     def rendered(self, flux_kustomizations: tuple[str, ...]) -> Rendered:
         """Return this in the words that the stages share."""
-        return Rendered(
-            self.spec.folder, self.resources, "---\n".join(self.texts), self.seconds, flux_kustomizations
-        )
+        return Rendered(self.spec.folder, self.resources, "---\n".join(self.texts), self.seconds, flux_kustomizations)
 
     def to_record(self) -> dict[str, Any]:
         """Return this as JSON has it."""
@@ -145,9 +143,7 @@ def finish(graph: Graph, build: Build, done: Completed | CommandError) -> Render
         places.append(place)
     rendering = Rendering(spec, build.key, tuple(texts), tuple(places), tuple(problems), done.seconds, built=True)
     unmatched = unmatched_patches(graph, spec, rendering.resources)
-    return Rendering(
-        spec, build.key, tuple(texts), tuple(places), (*problems, *unmatched), done.seconds, built=True
-    )
+    return Rendering(spec, build.key, tuple(texts), tuple(places), (*problems, *unmatched), done.seconds, built=True)
 
 
 def _of_tree(graph: Graph, build: Build, path: str) -> str:
@@ -174,12 +170,17 @@ def _substituted(
     try:
         done = substitute(text, variables.values, variables.stand_in)
     except SubstitutionError as error:
-        return text, [finding("substitution-syntax", error.what, error.mend, place)]
+        shown = error.what.partition("`")[2].partition("`")[0]
+        return text, [finding("substitution-syntax", error.what, error.mend, _line_of_text(graph, place, shown))]
     findings = [
         finding(
             "substitution-unset",
             f"${{{name}}} has no value and no default: Flux puts an empty text there",
-            "give it in postBuild.substitute or substituteFrom, write ${" + name + ":=default}, or $${" + name + "} for text",
+            "give it in postBuild.substitute or substituteFrom, write ${"
+            + name
+            + ":=default}, or $${"
+            + name
+            + "} for text",
             _line_of_text(graph, place, f"${{{name}"),
         )
         for name in sorted(done.unset)
@@ -188,7 +189,10 @@ def _substituted(
         origin.read_object(done.text)
     except ValueError as error:
         mend = "quote the value in postBuild"
-        return text, [*findings, finding("substitution-breaks-yaml", f"with its variables replaced it {error}", mend, place)]
+        return text, [
+            *findings,
+            finding("substitution-breaks-yaml", f"with its variables replaced it {error}", mend, place),
+        ]
     return done.text, findings
 
 

@@ -12,7 +12,9 @@ from scripts.check.graph import Graph, Kustomization
 from scripts.check.model import Finding, Place, Stage
 from scripts.check.references import ReferenceKind
 
-_ID = re.compile(r"(?P<kind>[A-Za-z]+)\.(?P<version>\w+)\.(?:(?P<group>[\w.-]+?)/)?(?:/)?(?P<name>[\w.:-]+)\.\[?(?P<ns>[\w-]+)\]?")
+_ID = re.compile(
+    r"(?P<kind>[A-Za-z]+)\.(?P<version>\w+)\.(?:\[?(?P<group>[\w.-]+?)\]?/)?(?P<name>[\w.:-]+)\.\[?(?P<ns>[\w-]+)\]?"
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,13 @@ def explain(graph: Graph, spec: RenderSpec, output: str, staged: Path, into: Pat
             values = {k: v or "" for k, v in match.groupdict().items()}
             place = known.locate(graph, spec, match) or here
             return Finding(
-                Stage.BUILD, known.rule, known.message.format(**values), known.mend, place, _subject(values), spec.folder
+                Stage.BUILD,
+                known.rule,
+                known.message.format(**values),
+                known.mend,
+                place,
+                _subject(values),
+                spec.folder,
             )
     return Finding(
         Stage.BUILD,

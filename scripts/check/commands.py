@@ -45,7 +45,7 @@ def options_for(
         lambda: definitions(settings),
         pins,
         tuple(e for e in extra_stages(settings) if e.stage in stages),
-        everything,
+        everything=everything,
     )
 
 
@@ -115,6 +115,47 @@ def build(settings: Settings, output: Output) -> int:
     if output is Output.TEXT:
         console.raw(f"written to {folder}")
     return code
+
+
+def diff(settings: Settings, base: str, live: bool, output: str) -> int:
+    """Show what the tree changes, against a Git revision or against the cluster."""
+    from scripts.check import diff as differences
+
+    if output not in ("", "text", "markdown"):
+        raise UsageError(f"OUTPUT={output} is not known here.", "take text or markdown")
+    options = options_for(settings, stages=(Stage.STRUCTURE, Stage.BUILD))
+    if live:
+        from scripts.kube import Kube
+
+        kube = Kube(settings.context, settings.tools_dir / "kubectl")
+        changes = differences.against_cluster(kube, check(options, need_renderings=True).report.rendered)
+        base = f"cluster {settings.context}"
+    else:
+        changes = differences.against_revision(options, base)
+    if output == "markdown":
+        console.raw(differences.as_markdown(changes, base))
+    else:
+        for line in differences.as_text(changes, base):
+            console.diff_line(line)
+    return 0
+
+
+def pre_push(settings: Settings) -> int:
+    """Check what Git is about to push."""
+    from scripts.check import hooks
+
+    return hooks.pre_push(lambda: options_for(settings, stages=hooks.STAGES))
+
+
+def watch(settings: Settings, stages: Sequence[Stage] = ALL) -> int:
+    """Check the tree at each save, until interrupted."""
+    import threading
+
+    from scripts.check import watch as watching
+
+    options = options_for(settings, stages=stages)
+    watching.watch(options.root, lambda: check(options).report, text_report.print_report, threading.Event())
+    return 0
 
 
 def write_builds(checked: Checked, folder: Path) -> Path:

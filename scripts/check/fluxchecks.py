@@ -17,6 +17,7 @@ from scripts.check.fluxobjects import (
 from scripts.check.graph import Graph
 from scripts.check.kinds import is_cluster_scoped
 from scripts.check.model import Finding, Place, Resource, Severity, Stage
+from scripts.check.patches import unmatched_flux_patches
 from scripts.check.renderer import Applied, Renderings
 from scripts.check.structure import circles_of
 
@@ -52,6 +53,9 @@ def check_flux(graph: Graph, renderings: Renderings) -> list[Finding]:
             findings += _check_release(flux, sources)
     findings += _check_dependency_circles(objects)
     findings += _check_applied_twice(renderings.applied)
+    for each in renderings.applied:
+        for flux in each.flux[:1]:
+            findings += unmatched_flux_patches(graph, each.rendering.spec, each.rendering, flux)
     return findings
 
 
@@ -71,14 +75,10 @@ def _sources(graph: Graph, objects: Iterable[FluxObject]) -> _Sources:
 
 def _finding(flux: FluxObject, rule: str, message: str, mend: str, pointer: str, warning: bool = False) -> Finding:
     severity = Severity.WARNING if warning else Severity.ERROR
-    return Finding(
-        Stage.STRUCTURE, rule, message, mend, flux.place_of(pointer), flux.subject, severity=severity
-    )
+    return Finding(Stage.STRUCTURE, rule, message, mend, flux.place_of(pointer), flux.subject, severity=severity)
 
 
-def _check_kustomization(
-    graph: Graph, flux: FluxObject, objects: list[FluxObject], sources: _Sources
-) -> list[Finding]:
+def _check_kustomization(graph: Graph, flux: FluxObject, objects: list[FluxObject], sources: _Sources) -> list[Finding]:
     findings = []
     source = source_of(flux)
     path = str(flux.spec.get("path") or "./")
@@ -96,7 +96,9 @@ def _check_kustomization(
     # `flux bootstrap` makes the source it is called with; Git holds it only once that was done.
     elif source not in sources.known and source[1:] != (DEFAULT_NAMESPACE, DEFAULT_NAMESPACE):
         message = f"its source, {source[0]} {source[1]}/{source[2]}, is not in the tree"
-        findings.append(_finding(flux, "flux-source-missing", message, "add it, or mend spec.sourceRef", "/spec/sourceRef"))
+        findings.append(
+            _finding(flux, "flux-source-missing", message, "add it, or mend spec.sourceRef", "/spec/sourceRef")
+        )
     names = {(o.namespace, o.name) for o in objects if o.is_kustomization}
     for namespace, name, pointer in dependencies_of(flux):
         if (namespace, name) not in names:
@@ -112,15 +114,23 @@ def _check_release(flux: FluxObject, sources: _Sources) -> list[Finding]:
         for step in steps:
             reference = reference.get(step) if isinstance(reference, Mapping) else None
         if isinstance(reference, Mapping) and reference.get("name"):
-            key = (str(reference.get("kind")), str(reference.get("namespace") or flux.namespace), str(reference["name"]))
+            key = (
+                str(reference.get("kind")),
+                str(reference.get("namespace") or flux.namespace),
+                str(reference["name"]),
+            )
             if key not in sources.known:
                 message = f"its chart's source, {key[0]} {key[1]}/{key[2]}, is not in the tree"
                 pointer = "/spec/" + "/".join(steps)
                 return [
-                    _finding(flux, "flux-source-missing", message, "add it, or mend the reference", pointer, warning=True)
+                    _finding(
+                        flux, "flux-source-missing", message, "add it, or mend the reference", pointer, warning=True
+                    )
                 ]
     message = "its chart is not at hand, so what it installs is not checked"
-    return [_finding(flux, "helm-not-rendered", message, "render it with `helm template` and its values", "", warning=True)]
+    return [
+        _finding(flux, "helm-not-rendered", message, "render it with `helm template` and its values", "", warning=True)
+    ]
 
 
 def _check_dependency_circles(objects: Iterable[FluxObject]) -> list[Finding]:
@@ -140,7 +150,9 @@ def _check_dependency_circles(objects: Iterable[FluxObject]) -> list[Finding]:
     for circle in circles_of(onward):
         flux = kustomizations[circle[0]]
         following = kustomizations[circle[1] if len(circle) > 1 else circle[0]]
-        pointer = next((p for ns, n, p in dependencies_of(flux) if (ns, n) == (following.namespace, following.name)), "")
+        pointer = next(
+            (p for ns, n, p in dependencies_of(flux) if (ns, n) == (following.namespace, following.name)), ""
+        )
         shown = " → ".join(kustomizations[i].name for i in [*circle, circle[0]])
         message = f"depends on itself: {shown}; none of them is ever applied"
         findings.append(_finding(flux, "flux-dependency-cycle", message, "take one of these out of dependsOn", pointer))
@@ -201,10 +213,14 @@ def check_namespaces(graph: Graph, applied: Iterable[Applied], crds: Mapping[tup
             for r in each.rendering.resources
             if not r.namespace and is_cluster_scoped(r.api_version, r.kind, crds) is False and r.kind != "List"
         ]
-        outside = [t for _, t in graph.included(built) if posixpath.relpath(t, built.folder or ".").startswith("..")]
+        outside = [
+            t for _, t in graph.included(built) if posixpath.relpath(t or ".", built.folder or ".").startswith("..")
+        ]
         if not bare or (not outside and not each.flux):
             continue
-        shown = ", ".join(f"{r.kind} {r.name}" for r in bare[:3]) + (f" and {len(bare) - 3} more" if len(bare) > 3 else "")
+        shown = ", ".join(f"{r.kind} {r.name}" for r in bare[:3]) + (
+            f" and {len(bare) - 3} more" if len(bare) > 3 else ""
+        )
         findings.append(
             Finding(
                 Stage.STRUCTURE,

@@ -62,7 +62,9 @@ class FluxObject:
 
     def place_of(self, pointer: str) -> Place:
         """Return where a field stands, or the object's own place."""
-        line = self.lines.get(pointer, 0)
+        while pointer and pointer not in self.lines:
+            pointer = pointer.rpartition("/")[0]
+        line = self.lines.get(pointer, 0) if pointer else 0
         return Place(self.place.file, line) if line else self.place
 
 

@@ -60,6 +60,8 @@ class Graph:
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
+        # Folders that are taken for what `flux bootstrap` was called with: of their files, those that hold objects.
+        self.assumed: set[str] = set()
         self._kustomizations: dict[str, Kustomization | None] = {}
         self._closures: dict[str, tuple[str, ...]] = {}
         for folder in tree.kustomizations:
@@ -199,6 +201,10 @@ class Graph:
                     pending.append(self.tree.canonical(path))
         return list(found)
 
+    def _holds_objects(self, path: str) -> bool:
+        source = self.tree.source(path)
+        return bool(source.documents) and all(d.is_object for d in source.documents)
+
     def _generated(self, folder: str) -> Kustomization:
         """Return the kustomization that kustomize-controller generates for a folder without one."""
         resources: list[str] = []
@@ -213,6 +219,8 @@ class Graph:
                         pending.append(path)
                 elif path.endswith(YAML_SUFFIXES) and posixpath.basename(path) not in _NOT_IN_ARTIFACTS:
                     resources.append(path)
+        if folder in self.assumed:
+            resources = [r for r in resources if self.tree.is_folder(r) or self._holds_objects(r)]
         names = [posixpath.relpath(path, folder or ".") for path in sorted(resources)]
         data = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": names}
         document = Document(0, str(data["apiVersion"]), "Kustomization", data=data)

@@ -42,10 +42,10 @@ def _patches(graph: Graph, folder: str, resource: Resource) -> Iterator[tuple[Pl
                         yield Place(reference.target), node, 0
         for field in ("patches", "patchesStrategicMerge"):
             for index, patch in enumerate(kustomization.data.get(field) or []):
-                text = patch.get("patch") if isinstance(patch, dict) else patch
+                inline = patch.get("patch") if isinstance(patch, dict) else patch
                 pointer = f"/{field}/{index}/patch" if isinstance(patch, dict) else f"/{field}/{index}"
-                if isinstance(text, str) and "\n" in text:
-                    for node in yamlfile.compose(text)[0]:
+                if isinstance(inline, str) and "\n" in inline:
+                    for node in yamlfile.compose(inline)[0]:
                         if _names(node, resource):
                             yield Place(kustomization.place), node, kustomization.document.line_of(pointer)
 

@@ -88,7 +88,7 @@ class LazyObject(dict[str, Any]):
         self._all()
         return super().__eq__(other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def keys(self) -> Any:
         """Return the keys, as a dict does."""

@@ -132,7 +132,7 @@ def _line(finding: Finding) -> str:
 
 def _xml(text: str) -> str:
     """Return a text without the characters that XML 1.0 can't hold."""
-    return "".join(c if c in "\t\n\r" or 0x20 <= ord(c) <= 0xD7FF or 0xE000 <= ord(c) else "\ufffd" for c in text)
+    return "".join(c if c in "\t\n\r" or 0x20 <= ord(c) <= 0xD7FF or ord(c) >= 0xE000 else "\ufffd" for c in text)
 
 
 WRITERS: dict[Output, Callable[[Report], str]] = {

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scripts.check import yamlfile
-from scripts.check.fluxobjects import RenderSpec
+from scripts.check.fluxobjects import FluxObject, RenderSpec
 from scripts.check.graph import Graph, Kustomization
 from scripts.check.model import Finding, Place, Resource, Severity, Stage
 from scripts.check.references import ReferenceKind
+
+if TYPE_CHECKING:
+    from scripts.check.build import Rendering
 
 # Fields that bring in objects which only a build can know.
 _OPAQUE = ("helmCharts", "helmChartInflationGenerator")
@@ -46,18 +49,23 @@ def unmatched_patches(graph: Graph, spec: RenderSpec, resources: Sequence[Resour
         for target, place in _targets(graph, kustomization, with_objects=resources is None):
             if not any(_matches(target, c, renamed) for c in candidates):
                 findings.append(_finding(spec, target, place))
-    if resources is not None and spec.settings.get("patches"):
-        scope = graph.closure(spec.folder)
-        if _is_known(graph, scope):
-            candidates = [*_written(graph, scope), *_rendered(graph, scope, resources)]
-            built = graph.buildable(spec.folder)
-            for target in _flux_targets(spec):
-                if not any(_matches(target, c, False) for c in candidates):
-                    findings.append(_finding(spec, target, Place(built.place if built else spec.folder), flux=True))
     return findings
 
 
-def _finding(spec: RenderSpec, target: Mapping[str, Any], place: Place, flux: bool = False) -> Finding:
+def unmatched_flux_patches(graph: Graph, spec: RenderSpec, rendering: Rendering, flux: FluxObject) -> list[Finding]:
+    """Return a warning per patch of a Flux Kustomization that matches nothing of what its folder rendered to."""
+    scope = graph.closure(spec.folder)
+    if not rendering.built or not spec.settings.get("patches") or not _is_known(graph, scope):
+        return []
+    candidates = [*_written(graph, scope), *_rendered(graph, scope, rendering.resources)]
+    return [
+        _finding(spec, target, flux.place_of(f"/spec/patches/{index}"), flux.subject)
+        for index, target in _flux_targets(spec)
+        if not any(_matches(target, c, False) for c in candidates)
+    ]
+
+
+def _finding(spec: RenderSpec, target: Mapping[str, Any], place: Place, flux: str = "") -> Finding:
     shown = ", ".join(f"{k}={v}" for k, v in target.items() if v)
     # A target that names no object is meant for whatever may come.
     named = bool(target.get("name")) and not flux
@@ -91,7 +99,9 @@ def _written(graph: Graph, scope: Iterable[str]) -> Iterator[_Candidate]:
         if kustomization is None:
             continue
         for reference in kustomization.references:
-            if reference.kind in (ReferenceKind.RESOURCE, ReferenceKind.PLUGIN) and graph.tree.is_file(reference.target):
+            if reference.kind in (ReferenceKind.RESOURCE, ReferenceKind.PLUGIN) and graph.tree.is_file(
+                reference.target
+            ):
                 for d in graph.tree.source(reference.target).documents:
                     kind = d.kind.removesuffix("Generator") if d.api_version == "builtin" else d.kind
                     version = "v1" if d.api_version == "builtin" else d.api_version
@@ -157,7 +167,10 @@ def _objects_named(
         for node in yamlfile.compose(text)[0]:
             data = yamlfile.to_plain(node)
             if isinstance(data, dict) and isinstance(data.get("metadata"), dict) and data["metadata"].get("name"):
-                yield _target(str(data.get("apiVersion", "")), str(data.get("kind", "")), data["metadata"]["name"]), place
+                yield (
+                    _target(str(data.get("apiVersion", "")), str(data.get("kind", "")), data["metadata"]["name"]),
+                    place,
+                )
 
 
 def _target(api_version: str, kind: str, name: str) -> dict[str, str]:
@@ -165,10 +178,10 @@ def _target(api_version: str, kind: str, name: str) -> dict[str, str]:
     return {"group": group, "version": version, "kind": kind, "name": name}
 
 
-def _flux_targets(spec: RenderSpec) -> Iterator[Mapping[str, Any]]:
-    for patch in spec.settings.get("patches") or []:
+def _flux_targets(spec: RenderSpec) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for index, patch in enumerate(spec.settings.get("patches") or []):
         if isinstance(patch, Mapping) and isinstance(patch.get("target"), Mapping):
-            yield patch["target"]
+            yield index, patch["target"]
 
 
 def _matches(target: Mapping[str, Any], candidate: _Candidate, renamed: bool) -> bool:

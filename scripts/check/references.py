@@ -65,9 +65,7 @@ def references(tree: Tree, folder: str, kustomization: Document) -> list[Referen
     def add(kind: ReferenceKind, value: Any, pointer: str, source: Document = kustomization) -> None:
         # Several lines are the thing itself, written in place.
         if isinstance(value, str) and value and "\n" not in value:
-            found.append(
-                Reference(kind, value, pointer, source.line_of(pointer), target_of(tree, folder, value, kind))
-            )
+            found.append(Reference(kind, value, pointer, source.line_of(pointer), target_of(tree, folder, value, kind)))
 
     for field, kind in _LISTS.items():
         for index, value in enumerate(_list(data, field)):

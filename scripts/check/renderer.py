@@ -26,6 +26,7 @@ from scripts.check.fluxobjects import (
 )
 from scripts.check.graph import Graph
 from scripts.check.model import Finding, Place, Rendered, Severity, Stage
+from scripts.check.references import Reference
 from scripts.check.store import Store, code_digest, digest, identity_of
 from scripts.check.structure import broken_builds
 from scripts.check.tree import join
@@ -72,9 +73,7 @@ class _Job:
 class Renderer:
     """Renders a tree."""
 
-    def __init__(
-        self, graph: Graph, kustomize: Path, store: Store, broken: set[str], everything: bool = False
-    ) -> None:
+    def __init__(self, graph: Graph, kustomize: Path, store: Store, broken: set[str], everything: bool = False) -> None:
         self.everything = everything
         self.graph = graph
         self.kustomize = kustomize
@@ -147,7 +146,9 @@ class Renderer:
             return None
         variables = variables_of(self.graph, job.spec, job.spec.near)
         self._check_variables(job, variables)
-        extra = tuple(join(job.spec.folder, str(c)) for c in job.spec.settings.get("components") or [])
+        components = {str(c): join(job.spec.folder, str(c)) for c in job.spec.settings.get("components") or []}
+        missing = [] if job.spec.settings.get("ignoreMissingComponents") else self._missing_components(job, components)
+        extra = tuple(components.values())
         key = digest(
             self._tools, name, asdict(variables), sorted(variables.hidden),
             self.graph.content_digest(job.spec.folder, extra),
@@ -158,6 +159,9 @@ class Renderer:
         blocked = next(broken_builds(self.graph, job.spec.folder, self.broken), "")
         if blocked:
             applied.rendering = Rendering(job.spec, key, skipped=f"{blocked} is broken")
+            return None
+        if missing:
+            applied.rendering = Rendering(job.spec, key, skipped=f"{missing[0]} does not exist")
             return None
         remote = [r.value for f in self.graph.closure(job.spec.folder) for r in _remote(self.graph, f)]
         if remote:
@@ -195,6 +199,19 @@ class Renderer:
         # One that is both written as a root and rendered by itself is one.
         return scope, flux.kind, flux.namespace, flux.name, 0
 
+    def _missing_components(self, job: _Job, components: dict[str, str]) -> list[str]:
+        missing = [written for written, folder in components.items() if not self.graph.tree.kustomization_file(folder)]
+        for written in missing if job.flux else []:
+            assert job.flux is not None
+            index = list(job.flux.spec.get("components") or []).index(written)
+            place = job.flux.place_of(f"/spec/components/{index}")
+            message = f"its component {written} does not exist"
+            mend = "mend the path: it starts at spec.path; or set ignoreMissingComponents"
+            self._findings.append(
+                Finding(Stage.STRUCTURE, "reference-missing", message, mend, place, job.flux.subject, job.spec.folder)
+            )
+        return missing
+
     def _check_variables(self, job: _Job, variables: Variables) -> None:
         if job.flux is None:
             return
@@ -203,7 +220,14 @@ class Renderer:
             assert job.flux is not None
             self._findings.append(
                 Finding(
-                    Stage.BUILD, rule, message, mend, job.flux.place_of(pointer), job.flux.subject, job.spec.folder, severity
+                    Stage.BUILD,
+                    rule,
+                    message,
+                    mend,
+                    job.flux.place_of(pointer),
+                    job.flux.subject,
+                    job.spec.folder,
+                    severity,
                 )
             )
 
@@ -218,10 +242,16 @@ class Renderer:
                 )
         for name in variables.bad_names:
             mend = "use letters, digits and underscores, with no digit first"
-            add("substitution-name", f"Flux refuses `{name}` as a variable's name", mend, "/spec/postBuild", Severity.ERROR)
+            add(
+                "substitution-name",
+                f"Flux refuses `{name}` as a variable's name",
+                mend,
+                f"/spec/postBuild/substitute/{name}",
+                Severity.ERROR,
+            )
 
 
-def _remote(graph: Graph, folder: str) -> Iterator[object]:
+def _remote(graph: Graph, folder: str) -> Iterator[Reference]:
     built = graph.buildable(folder)
     return iter(built.remote if built else ())
 
@@ -234,20 +264,41 @@ def _roots(graph: Graph, written: list[FluxObject]) -> list[_Job]:
     plain = [
         k
         for k in graph.all
-        if not k.is_component and k.folder not in applied and k.folder not in included and not _includers(graph, k.folder)
+        if not k.is_component
+        and k.folder not in applied
+        and k.folder not in included
+        and not _includers(graph, k.folder)
     ]
-    files = {folder: set(graph.files_of(folder)) for folder in {*applied, *(k.folder for k in plain)}}
-    jobs = [_Job(RenderSpec(k.folder), None, k.folder or ".") for k in plain]
+    bare = _bootstrap_folders(graph, written, applied | included)
+    graph.assumed |= bare
+    files = {folder: set(graph.files_of(folder)) for folder in {*applied, *bare, *(k.folder for k in plain)}}
+    tops = [*(k.folder for k in plain), *sorted(bare)]
+    jobs = [_Job(RenderSpec(folder), None, folder or ".") for folder in tops]
     for flux in written:
         own = folders[id(flux)]
         parents = [f for f in written if f is not flux and folders[id(f)] is not None and folders[id(f)] != own]
-        if any(flux.place.file in files[k.folder] for k in plain):
+        if any(flux.place.file in files[folder] for folder in tops):
             continue
         if any(flux.place.file in files[folders[id(f)] or ""] for f in parents):
             continue
         spec = render_spec(flux, own if own is not None else "\0")
         jobs.append(_Job(spec, flux, posix_folder(flux.place)))
     return jobs
+
+
+def _bootstrap_folders(graph: Graph, written: list[FluxObject], covered: set[str]) -> set[str]:
+    """Return the folders without a kustomization that hold Flux Kustomizations and that nothing applies.
+
+    `flux bootstrap` is called with such a folder, and Flux generates a kustomization for all that is in it.
+    """
+    found: set[str] = set()
+    for flux in sorted(written, key=lambda f: f.place.file):
+        folder = flux.place.file.rpartition("/")[0]
+        around = {folder, *(folder[:i] for i, c in enumerate(folder) if c == "/"), ""}
+        taken = any(f in covered or f in found or graph.tree.kustomization_file(f) for f in around if f or not folder)
+        if not taken and not graph.tree.kustomization_file(folder):
+            found.add(folder)
+    return found
 
 
 def posix_folder(place: Place) -> str:

@@ -50,7 +50,7 @@ def _cells(row: Row, findings: list[Finding], shown: Sequence[Stage]) -> list[st
     if row.flux and row.flux != (name.rpartition("/")[2],):
         name += f" ({', '.join(row.flux)})"
     marks = [_mark(s, row, [f for f in findings if f.stage is s]) for s in shown]
-    numbers = [str(row.resources), f"{row.seconds:.2f} s"] if row.built else ["–", "–"]
+    numbers = [str(row.resources), f"{row.seconds:.2f} s"] if row.built else ["-", "-"]
     return [name, *marks, *numbers, row.note]
 
 
@@ -60,7 +60,7 @@ def _mark(stage: Stage, row: Row, findings: list[Finding]) -> str:
     told = " ".join([f"✘ {errors}"] * bool(errors) + [f"! {warnings}"] * bool(warnings))
     if told:
         return told
-    return "✔" if row.built or stage is Stage.STRUCTURE else "–"
+    return "✔" if row.built or stage is Stage.STRUCTURE else "-"
 
 
 def _row_of(finding: Finding, known: set[str]) -> str:
@@ -76,7 +76,9 @@ def _row_of(finding: Finding, known: set[str]) -> str:
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table as plain text, without importing what draws the coloured one."""
     widths = [max(len(line[i]) for line in [columns, *rows]) for i in range(len(columns))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [columns, *rows]]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [columns, *rows]
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from scripts.check.renderer import Renderer, Renderings
     from scripts.check.validate import Definitions
 
-KNOWN_FILES = "known"
 ALL = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA, Stage.LINT, Stage.DRY_RUN)
 
 
@@ -46,6 +45,8 @@ class Options:
     # What the definitions and other pins are taken from, as a digest.
     pins: str = ""
     extra: tuple[ExtraStage, ...] = ()
+    # The name that results are kept under, where the tree is a copy of another state of it; the root's path otherwise.
+    store_name: str = ""
     # Build also those that only others include.
     everything: bool = False
 
@@ -62,18 +63,20 @@ class Checked:
 def check(options: Options, need_renderings: bool = False) -> Checked:
     """Check a tree; what an earlier run knew of the same contents is taken over."""
     started = time.monotonic()
-    store = Store(options.cache / digest(str(options.root.resolve()))[:16])
+    store = Store(options.cache / digest(options.store_name or str(options.root.resolve()))[:16])
+    known_files = "copy" if options.store_name else "own"
     tree = Tree(options.root)
     key = digest(
         tree.content_digest(), code_digest(), identity_of(options.kustomize), identity_of(options.kubeconform),
         options.pins, [s.value for s in options.stages], [(e.stage.value, e.depends_on) for e in options.extra],
-        str(tree.top),
+        options.everything,
+        tree.relative(tree.top),
     )  # fmt: skip
     if not need_renderings:
         record = store.get("results", key)
         if record is not None and _same_outside(tree, record):
             return Checked(_report_of(tree.root, record, time.monotonic() - started))
-    tree.known.update({k: source_from_record(r) for k, r in (store.get("files", KNOWN_FILES) or {}).items()})
+    tree.known.update({k: source_from_record(r) for k, r in (store.get("files", known_files) or {}).items()})
     known = set(tree.known)
     checked, renderer = _run(tree, options, store)
     report = replace(checked.report, total_s=time.monotonic() - started)
@@ -81,7 +84,7 @@ def check(options: Options, need_renderings: bool = False) -> Checked:
     if _is_unchanged(tree):
         renderer.keep_fresh()
         if tree.used_keys() != known:
-            store.put("files", KNOWN_FILES, {k: source_to_record(tree.known[k]) for k in sorted(tree.used_keys())})
+            store.put("files", known_files, {k: source_to_record(tree.known[k]) for k in sorted(tree.used_keys())})
         store.put("results", key, _record_of(report, tree))
         store.drop_old("results", [key])
     return replace(checked, report=report)
@@ -235,7 +238,7 @@ def _same_outside(tree: Tree, record: Mapping[str, Any]) -> bool:
     """Whether what an earlier run read beside the root is still the same."""
     for path in record["outside"]:
         tree.entry(path)
-    return tree.content_digest() == record["content"]
+    return tree.content_digest() == str(record["content"])
 
 
 def _report_of(root: Path, record: Mapping[str, Any], total_s: float) -> Report:

@@ -26,13 +26,13 @@ def stage(graph: Graph, spec: RenderSpec, kustomization: Kustomization, into: Pa
     real = Path(os.path.normpath(tree.absolute(spec.folder)))
     inside = real.relative_to(tree.top)
     staged = into / inside
-    staged.mkdir(parents=True)
+    staged.mkdir(parents=True, exist_ok=True)
     (staged / KUSTOMIZATION_FILES[0]).write_text(json.dumps(data))
     with os.scandir(real) as children:
         for child in children:
             if child.name not in KUSTOMIZATION_FILES:
                 (staged / child.name).symlink_to(child.path)
-    sources = [data]
+    sources: list[Mapping[str, Any]] = [data]
     for reference in kustomization.references:
         if reference.kind is ReferenceKind.PLUGIN and tree.is_file(reference.target):
             sources += [d.data for d in tree.source(reference.target).documents if d.data]

@@ -95,7 +95,5 @@ def to_record(finding: Finding) -> dict[str, Any]:
 def from_record(record: Mapping[str, Any]) -> Finding:
     """Return the finding of a record."""
     fields = dict(record)
-    fields.update(
-        stage=Stage(record["stage"]), severity=Severity(record["severity"]), place=Place(**record["place"])
-    )
+    fields.update(stage=Stage(record["stage"]), severity=Severity(record["severity"]), place=Place(**record["place"]))
     return Finding(**fields)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from scripts.check.graph import Graph, Kustomization
 from scripts.check.model import Finding, Place, Severity, Stage
 from scripts.check.references import Reference, ReferenceKind, folder_target
-from scripts.check.tree import KUSTOMIZE_GROUP, Document, FileKind
+from scripts.check.tree import KUSTOMIZATION_FILES, KUSTOMIZE_GROUP, Document, FileKind, is_below
 
 # The fields of a kustomization, deprecated ones included: https://kubectl.docs.kubernetes.io/references/kustomize/
 _LISTS = {
@@ -19,7 +19,15 @@ _LISTS = {
     "patchesJson6902", "crds", "configurations", "configMapGenerator", "secretGenerator", "replacements", "images",
     "imageTags", "replicas", "labels", "vars", "helmCharts", "helmChartInflationGenerator", "buildMetadata",
 }  # fmt: skip
-_MAPPINGS = {"commonLabels", "commonAnnotations", "generatorOptions", "openapi", "helmGlobals", "sortOptions", "metadata"}
+_MAPPINGS = {
+    "commonLabels",
+    "commonAnnotations",
+    "generatorOptions",
+    "openapi",
+    "helmGlobals",
+    "sortOptions",
+    "metadata",
+}
 _TEXTS = {"apiVersion", "kind", "namespace", "namePrefix", "nameSuffix"}
 _FIELDS = _LISTS | _MAPPINGS | _TEXTS
 T = TypeVar("T", str, int)
@@ -134,12 +142,20 @@ def _check_fields(kustomization: Kustomization, result: Structure) -> None:
             continue
         expected = _expected_type(name, value)
         if expected:
-            shown = {list: "a list", dict: "a mapping", str: "text"}.get(type(value), f"`{value}`")
+            shown = _shown_type(value)
             message = f"`{name}` is {shown} instead of {expected}"
             add("kustomization-type", message, f"write `{name}` as {expected}", f"/{name}")
     if kustomization.documents > 1:
         message = "holds several documents: kustomize reads the first only"
         add("kustomization-documents", message, "make it one document", "")
+
+
+def _shown_type(value: Any) -> str:
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "text" if isinstance(value, str) else f"`{value}`"
 
 
 def _expected_type(name: str, value: Any) -> str:
@@ -193,7 +209,7 @@ def _check_reference(
         _check_folder_reference(graph, reference, target, add)
     elif reference.kind is ReferenceKind.COMPONENT:
         add("reference-kind", f"`{reference.value}` is a file, and a component is a folder", "name its folder")
-    elif posixpath.basename(target) == "kustomization.yaml" and reference.kind is ReferenceKind.RESOURCE:
+    elif posixpath.basename(target) in KUSTOMIZATION_FILES and reference.kind is ReferenceKind.RESOURCE:
         add("reference-kind", f"`{reference.value}` is a kustomization's file", "name its folder instead")
 
 
@@ -263,6 +279,8 @@ def _check_documents_of_resources(graph: Graph, kustomization: Kustomization, re
         if reference.kind is not ReferenceKind.RESOURCE or not graph.tree.is_file(reference.target):
             continue
         source = graph.tree.source(reference.target)
+        if posixpath.basename(reference.target) in KUSTOMIZATION_FILES:
+            continue
         for document in source.documents:
             place = Place(reference.target, document.line)
             missing = [
@@ -329,12 +347,16 @@ def _add_cycle(graph: Graph, circle: list[str], result: Structure) -> None:
 
 def _check_orphans(graph: Graph, in_use: set[str], result: Structure) -> None:
     """Find objects in a kustomization's folders that no kustomization lists."""
+    misused = {folder_target(r) for k in graph.all for r in k.references if r.target}
     for path in graph.tree.yaml_files():
         if path in in_use or graph.tree.kustomization_file(posixpath.dirname(path)) == path:
             continue
         objects = [d for d in graph.tree.source(path).documents if d.is_object]
         owner = _owner(graph, path)
-        if not objects or owner is None:
+        # What a kustomization that can't be read lists, nobody knows; a folder that is listed is a finding of its own.
+        if not objects or owner is None or owner in result.broken & set(_unreadable(graph)):
+            continue
+        if any(is_below(path, folder) for folder in misused if folder and not graph.tree.kustomization_file(folder)):
             continue
         result.add(
             "file-unreferenced",
@@ -344,6 +366,14 @@ def _check_orphans(graph: Graph, in_use: set[str], result: Structure) -> None:
             posixpath.dirname(owner),
             Severity.WARNING,
         )
+
+
+def _unreadable(graph: Graph) -> Iterator[str]:
+    """Yield the kustomization files whose lists can't be read."""
+    for folder in graph.tree.kustomizations:
+        found = graph.kustomization(folder)
+        if found is None or any(isinstance(found.data.get(f), str) for f in ("resources", "components", "bases")):
+            yield graph.tree.kustomization_file(folder)
 
 
 def _owner(graph: Graph, path: str) -> str | None:
@@ -365,5 +395,8 @@ def broken_builds(graph: Graph, folder: str, broken: set[str]) -> Iterator[str]:
             yield path
     for each in graph.closure(folder):
         built = graph.buildable(each)
+        for reference in built.references if built else ():
+            if folder_target(reference) in broken:
+                yield reference.target
         if built is None:
             yield graph.tree.kustomization_file(each) or each

@@ -30,7 +30,9 @@ class Substituted:
     unset: set[str] = field(default_factory=set)
 
 
-def substitute(text: str, variables: Mapping[str, str], unknown: Callable[[str], str | None] | None = None) -> Substituted:
+def substitute(
+    text: str, variables: Mapping[str, str], unknown: Callable[[str], str | None] | None = None
+) -> Substituted:
     """Replace the variables in a text.
 
     Args:
@@ -130,7 +132,7 @@ class _Reader:
 
     def read_words(self, ends: str, keep: bool = False) -> str:
         """Read text with expressions in it up to one of some characters, which is taken too unless kept."""
-        parts = []
+        parts: list[str] = []
         while True:
             if self.at >= len(self.text):
                 raise self.refused("missing closing brace")

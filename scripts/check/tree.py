@@ -361,9 +361,7 @@ def _digest(place: Path) -> tuple[str, int]:
 def _parse(place: Path, size: int, path: str) -> SourceFile:
     if size > MAX_YAML_BYTES:
         message = f"has {size / 1024**2:.1f} MiB: the API server takes objects of 1.5 MiB at most"
-        return SourceFile(
-            problems=(Problem("file-too-large", message, "split it, or keep it out of the tree"),)
-        )
+        return SourceFile(problems=(Problem("file-too-large", message, "split it, or keep it out of the tree"),))
     content = place.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -378,19 +376,21 @@ def _parse(place: Path, size: int, path: str) -> SourceFile:
     # `{{` outside a string is how templates look, and never how a manifest does.
     template = bool(problems) and "{{" in text
     is_kustomization = posixpath.basename(path) in KUSTOMIZATION_FILES
-    documents = []
+    documents: list[Document] = []
     for node in nodes:
         documents.extend(_documents(node, is_kustomization))
     return SourceFile(tuple(documents), tuple(problems), template)
 
 
 def _documents(node: Any, is_kustomization: bool) -> Iterator[Document]:
+    import yaml
+
     from scripts.check import yamlfile
 
     head = _head(node)
     if head.kind.endswith("List") and head.api_version and not head.name:
         items = yamlfile.node_at(node, "items")
-        for item in items.value if isinstance(items, yamlfile.SequenceNode) else []:
+        for item in items.value if isinstance(items, yaml.SequenceNode) else []:
             yield from _documents(item, False)
         return
     wanted = is_kustomization or head.group == KUSTOMIZE_GROUP or head.group in FLUX_GROUPS
@@ -409,14 +409,16 @@ def _documents(node: Any, is_kustomization: bool) -> Iterator[Document]:
 
 
 def _head(node: Any) -> Document:
+    import yaml
+
     from scripts.check import yamlfile
 
     def text(*path: str) -> str:
         found = yamlfile.node_at(node, *path)
-        return str(found.value) if isinstance(found, yamlfile.ScalarNode) else ""
+        return str(found.value) if isinstance(found, yaml.ScalarNode) else ""
 
     labels = yamlfile.node_at(node, "metadata", "labels")
-    plain = yamlfile.to_plain(labels) if isinstance(labels, yamlfile.MappingNode) else {}
+    plain = yamlfile.to_plain(labels) if isinstance(labels, yaml.MappingNode) else {}
     return Document(
         node.start_mark.line + 1,
         text("apiVersion"),

@@ -225,6 +225,8 @@ def _explained(message: _Message, resource: Resource) -> tuple[str, str, str]:
         return "schema-missing", what, "mend kind or apiVersion, or add its CustomResourceDefinition to the tree"
     if message.text == "unknown field":
         return "unknown-field", f"there is no field {path}", "mend its name or indentation, or remove it"
+    if message.pointer == "/kind":
+        return "schema-missing", f"there is no kind {resource.kind}: {message.text}", "mend kind"
     if message.text.startswith("missing propert"):
         return "missing-field", f"{path or 'it'}: {message.text}", "add it"
     if message.text.startswith("got "):

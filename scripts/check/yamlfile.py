@@ -41,7 +41,7 @@ def compose(text: str) -> tuple[list[Node], list[Problem]]:
             if node is not None and not (isinstance(node, ScalarNode) and node.tag == _NULL):
                 nodes.append(node)
     except yaml.MarkedYAMLError as error:
-        problems.append(_syntax_problem(error))
+        problems.append(_syntax_problem(error, text))
     except yaml.YAMLError as error:
         problems.append(_character_problem(error, text))
     for node in nodes:
@@ -163,10 +163,13 @@ def _duplicate_keys(root: Node) -> Iterator[Problem]:
     pending, seen = [root], set()
     while pending:
         node = pending.pop()
+        # An alias is the same node again.
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
         if isinstance(node, SequenceNode):
             pending.extend(item for item in node.value if not isinstance(item, ScalarNode))
-        elif isinstance(node, MappingNode) and id(node) not in seen:
-            seen.add(id(node))
+        elif isinstance(node, MappingNode):
             names = [key.value for key, _ in node.value if isinstance(key, ScalarNode)]
             if len(set(names)) < len(names):
                 yield from _repeated(node)
@@ -197,11 +200,14 @@ def _size(node: Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _syntax_problem(error: yaml.MarkedYAMLError) -> Problem:
+def _syntax_problem(error: yaml.MarkedYAMLError, text: str) -> Problem:
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 0
     what = str(error.problem or error.context or error)
-    if "\\t" in what or "tab character" in what:
+    lines = text.splitlines()
+    written = lines[mark.line] if mark and mark.line < len(lines) else ""
+    at_tab = mark is not None and written[mark.column : mark.column + 1] == "\t"
+    if "\\t" in what or ("cannot start any token" in what and at_tab):
         return Problem("yaml-tab", "a tab where YAML allows only blanks", "indent with blanks", line)
     if what.startswith("second occurrence"):
         return Problem("yaml-anchor", "an anchor is defined twice", "give each anchor a name of its own", line)
@@ -215,7 +221,10 @@ def _character_problem(error: yaml.YAMLError, text: str) -> Problem:
     position = getattr(error, "position", None)
     line = text.count("\n", 0, position) + 1 if isinstance(position, int) else 0
     return Problem(
-        "yaml-syntax", f"is not YAML: {str(error).splitlines()[0]}", "remove the characters that YAML doesn't allow", line
+        "yaml-syntax",
+        f"is not YAML: {str(error).splitlines()[0]}",
+        "remove the characters that YAML doesn't allow",
+        line,
     )
 
 
@@ -228,7 +237,7 @@ def _too_deep(text: str) -> Problem | None:
             if depth > MAX_DEPTH:
                 line = text.count("\n", 0, match.start()) + 1
                 return Problem("yaml-depth", f"nests deeper than {MAX_DEPTH} levels", "flatten it", line)
-    dashes = re.search(r"(?:[-?] +){%d}" % MAX_DEPTH, text)
+    dashes = re.search(f"(?:[-?] +){{{MAX_DEPTH}}}", text)
     if dashes:
         line = text.count("\n", 0, dashes.start()) + 1
         return Problem("yaml-depth", f"nests deeper than {MAX_DEPTH} levels", "flatten it", line)
