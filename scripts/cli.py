@@ -227,6 +227,22 @@ def _kustomize_validate(chosen: Settings) -> int:
     return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
 
 
+def _kustomize_lint(chosen: Settings) -> int:
+    from scripts.check import commands
+    from scripts.check.model import Stage
+
+    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.LINT)
+    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_dry_run(chosen: Settings) -> int:
+    from scripts.check import commands
+    from scripts.check.model import Stage
+
+    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.DRY_RUN)
+    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
 def _kustomize_diff(chosen: Settings) -> int:
     from scripts.check import commands
 
@@ -286,6 +302,8 @@ COMMANDS: dict[str, Command] = {
     "kustomize-build": _kustomize_build,
     "kustomize-check": _kustomize_check,
     "kustomize-diff": _kustomize_diff,
+    "kustomize-dry-run": _kustomize_dry_run,
+    "kustomize-lint": _kustomize_lint,
     "kustomize-structure": _kustomize_structure,
     "kustomize-validate": _kustomize_validate,
     "lock": _lock,
@@ -307,4 +325,5 @@ COMMANDS: dict[str, Command] = {
 _QUIET = {
     "app-tag", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "kustomize-check",
     "kustomize-diff", "pre-push", "hooks", "watch", "kustomize-structure", "kustomize-build", "kustomize-validate",
+    "kustomize-lint", "kustomize-dry-run",
 }  # fmt: skip

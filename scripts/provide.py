@@ -42,7 +42,11 @@ _TOOL_BINARIES = {
     "kubeconform": ("kubeconform", "kubeconform"),
     "flux": ("flux-cli", "flux"),
     "vegeta": ("vegeta", "vegeta"),
+    "kube-apiserver": ("kubernetes", "kubernetes"),
+    "etcd": ("etcd", "etcd"),
 }
+# What the manifests' dry run needs: taken where it is there, not built for it alone.
+DRY_RUN_TOOLS = ("kube-apiserver", "etcd")
 _SOURCE_PROGRAMS = {"mmdebstrap": "mmdebstrap", "gcc": "gcc"}
 _SOURCE_PACKAGES = ("mmdebstrap", "gcc", "libc6-dev")
 
@@ -127,6 +131,14 @@ def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path) ->
                 else:
                     folder, built = build_module(cache, go, module, versions.modules[module], log_dir)
             _link(folder / binary, settings.tools_dir / name)
+        for name in DRY_RUN_TOOLS:
+            module, binary = _TOOL_BINARIES[name]
+            folder = cache.find(module, keys[module])
+            if folder:
+                _link(folder / binary, settings.tools_dir / name)
+            else:
+                # One of another version would judge by other rules.
+                (settings.tools_dir / name).unlink(missing_ok=True)
     return Outcome(built, f"{', '.join(names)} {'built' if built else 'found'}")
 
 

@@ -29,11 +29,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from scripts.cache import Cache, lock, write_atomically
+from scripts.cache import lock, write_atomically
 from scripts.errors import LabError
 from scripts.process import Background, background, last_lines
 from scripts.settings import Settings
-from scripts.versions import Versions
 from scripts.waiting import wait_for
 
 START_TIMEOUT_S = 60
@@ -103,19 +102,10 @@ class Server:
             return f"it does not answer ({getattr(error, 'reason', error)})"
 
 
-def find_binaries(settings: Settings, versions: Versions) -> Binaries | None:
-    """Return the pinned version's binaries if they are there: built in source mode, downloaded in registry mode."""
-    from scripts.gobuild import module_key
-
-    cache = Cache(settings.cache_dir)
-    folders = {}
-    for name in ("kubernetes", "etcd"):
-        module = versions.modules[name]
-        folders[name] = cache.find(name, module_key(name, module, versions.go.version))
-    kubernetes, etcd = folders["kubernetes"], folders["etcd"]
-    if kubernetes and etcd:
-        return Binaries(kubernetes / "kubernetes", etcd / "etcd")
-    return None
+def find_binaries(tools_dir: Path) -> Binaries | None:
+    """Return the binaries if they are among the tools, which are those of the pinned versions."""
+    found = Binaries(tools_dir / "kube-apiserver", tools_dir / "etcd")
+    return found if found.kube_apiserver.exists() and found.etcd.exists() else None
 
 
 @contextlib.contextmanager
@@ -123,14 +113,12 @@ def running(binaries: Binaries) -> Iterator[Server]:
     """Run a new, empty server beside the block."""
     with _workspace() as folder, _reserved_port() as port:
         server = Server(port, folder)
-        # One program under several names, told apart by the name it is called by.
-        (folder / "kube-apiserver").symlink_to(binaries.kube_apiserver)
         _write_private(folder / "tokens.csv", f"{secrets.token_urlsafe(32)},dry-run,dry-run,system:masters\n")
         _write_private(folder / "service-accounts.key", _private_key())
         # Side by side: the API server asks until etcd answers.
         with (
             background(_etcd_command(binaries.etcd, folder)) as etcd,
-            background(_apiserver_command(server)) as apiserver,
+            background(_apiserver_command(binaries.kube_apiserver, server)) as apiserver,
         ):
             _wait_until_ready(server, etcd, apiserver)
             yield server
@@ -150,10 +138,11 @@ def _etcd_command(etcd: Path, folder: Path) -> list[str | Path]:
     ]  # fmt: skip
 
 
-def _apiserver_command(server: Server) -> list[str | Path]:
+def _apiserver_command(kube_apiserver: Path, server: Server) -> list[str | Path]:
     folder = server.folder
     return [
-        folder / "kube-apiserver",
+        # By this name: in source mode it is one program with several, told apart by how it is called.
+        kube_apiserver,
         f"--etcd-servers=unix://{folder}/etcd.sock",
         "--bind-address=127.0.0.1", f"--secure-port={server.port}",
         # The port is held by this process meanwhile, so that nobody else gets it.
@@ -165,6 +154,8 @@ def _apiserver_command(server: Server) -> list[str | Path]:
         "--service-account-issuer=https://kubernetes.default.svc",
         f"--service-account-key-file={folder}/service-accounts.key",
         f"--service-account-signing-key-file={folder}/service-accounts.key",
+        # As every cluster has it: whether a pod may be privileged is Pod Security's to say.
+        "--allow-privileged=true",
         # Both families, so that a Service may ask for either.
         "--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112",
         # What one client for a few seconds doesn't need, and a start would wait for.
@@ -252,9 +243,9 @@ def _state_file(settings: Settings) -> Path:
 
 
 @contextlib.contextmanager
-def kept_warm(settings: Settings, versions: Versions) -> Iterator[None]:
+def kept_warm(settings: Settings) -> Iterator[None]:
     """Keep a server for the dry runs of this user while the block runs, unless one is kept already."""
-    binaries = find_binaries(settings, versions)
+    binaries = find_binaries(settings.tools_dir)
     if not binaries or find_warm(settings, binaries):
         yield
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,11 @@ from scripts.errors import UsageError
 from scripts.settings import ROOT, Settings
 
 if TYPE_CHECKING:
+    from scripts.check.model import Finding, Rendered
     from scripts.check.validate import Definitions
 
 TOOLS = ("kustomize", "kubeconform", "flux")
+DRY_RUN_TOOLS = ("kube-apiserver", "etcd")
 PIN_FILES = (ROOT / "versions.yaml", ROOT / "versions.lock.yaml")
 BUILD_OUTPUT = ROOT / "reports" / "kustomize-build"
 
@@ -28,7 +31,22 @@ def extra_stages(settings: Settings) -> tuple[ExtraStage, ...]:
 
     What a stage needs is imported by its own function, so that a run which finds its answer in the cache pays nothing.
     """
-    return ()
+    def lint(rendered: Sequence[Rendered], _: Options) -> list[Finding]:
+        from scripts.check.lint import lint
+
+        return lint(rendered)
+
+    def dry_run(rendered: Sequence[Rendered], _: Options) -> list[Finding]:
+        from scripts import versions
+        from scripts.check.dryrun import dry_run
+
+        return dry_run(rendered, settings, versions.load())
+
+    stages = [ExtraStage(Stage.LINT, lint)]
+    programs = [settings.tools_dir / name for name in DRY_RUN_TOOLS]
+    if settings.dry_run and all(p.exists() for p in programs):
+        stages.append(ExtraStage(Stage.DRY_RUN, dry_run, " ".join(identity_of(p) for p in programs)))
+    return tuple(stages)
 
 
 def options_for(
@@ -83,7 +101,12 @@ def definitions(settings: Settings) -> Definitions:
 
 def run(settings: Settings, stages: Sequence[Stage], output: Output) -> int:
     """Check the tree and show what was found; returns the exit code."""
-    return show(check(options_for(settings, stages=stages)).report, output)
+    options = options_for(settings, stages=stages)
+    missing = Stage.DRY_RUN in stages and all(e.stage is not Stage.DRY_RUN for e in options.extra)
+    if missing and output is Output.TEXT:
+        why = f"{' and '.join(DRY_RUN_TOOLS)} are not there (`make setup-all` brings them)" if settings.dry_run else "DRY_RUN=0"
+        console.raw(f"dry run left out: {why}")
+    return show(check(options).report, output)
 
 
 def show(report: Report, output: Output) -> int:
@@ -154,8 +177,16 @@ def watch(settings: Settings, stages: Sequence[Stage] = ALL) -> int:
     from scripts.check import watch as watching
 
     options = options_for(settings, stages=stages)
-    watching.watch(options.root, lambda: check(options).report, text_report.print_report, threading.Event())
+    # Asked for here, since a server for dry runs is kept only as long as somebody watches.
+    with _warm_server(settings, options):
+        watching.watch(options.root, lambda: check(options).report, text_report.print_report, threading.Event())
     return 0
+
+
+def _warm_server(settings: Settings, options: Options) -> AbstractContextManager[None]:
+    from scripts.check.apiserver import kept_warm
+
+    return kept_warm(settings) if any(e.stage is Stage.DRY_RUN for e in options.extra) else nullcontext()
 
 
 def write_builds(checked: Checked, folder: Path) -> Path:

@@ -17,14 +17,11 @@ from scripts.check.apiserver import any_server, find_binaries
 from scripts.check.dryrun_api import CONNECTIONS, Answer, Api, Kind, Object
 from scripts.check.dryrun_definitions import missing_definitions
 from scripts.check.dryrun_world import Thing, World, is_real
-from scripts.check.lint_inventory import POD_TEMPLATES, applied, dig, mapping, mappings
+from scripts.check.lint_inventory import POD_TEMPLATES, dig, mapping, mappings
 from scripts.check.model import Finding, Rendered, Resource, Severity
 from scripts.settings import FLUX_NAMESPACE, Settings
 from scripts.versions import Versions
 
-LEFT_OUT = (
-    "dry run left out: kube-apiserver and etcd of the pinned version are not there (`make setup-all` brings them)"
-)
 # Namespaces that are there before any tree is applied.
 _GIVEN_NAMESPACES = frozenset({"default", "kube-system", "kube-public", "kube-node-lease", FLUX_NAMESPACE})
 _GIVEN_CLASSES = frozenset({"system-cluster-critical", "system-node-critical"})
@@ -63,12 +60,12 @@ def dry_run(
     """Return what a real API server says against the rendered objects.
 
     Args:
-        rendered: every kustomization, in the order in which Flux applies them.
+        rendered: every kustomization that is applied by itself, in the order in which Flux applies them.
         settings: where the binaries and a warm server are found.
         versions: the pinned version.
         before: what is there already: each object is then judged as a change of it (immutable fields).
     """
-    binaries = find_binaries(settings, versions)
+    binaries = find_binaries(settings.tools_dir)
     if not binaries:
         return []
     objects, old = _objects(rendered), _objects(before)
@@ -81,7 +78,7 @@ def dry_run(
 
 
 def _objects(rendered: Sequence[Rendered]) -> list[Applied]:
-    return [Applied(resource, r) for r in applied(rendered) for resource in r.resources if resource.name]
+    return [Applied(resource, r) for r in rendered for resource in r.resources if resource.name]
 
 
 class _Run:

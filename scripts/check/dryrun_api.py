@@ -97,7 +97,7 @@ class Api:
         )
         try:
             response = self._client.call_api(*parts, _request_timeout=REQUEST_TIMEOUT_S)
-            text = response.read()
+            text = response.read()  # type: ignore[no-untyped-call]
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise ServerGoneError(
                 f"The dry run's API server went away ({type(error).__name__}).",

@@ -27,5 +27,5 @@ def missing_definitions(resources: Sequence[Resource], settings: Settings, versi
     for path in (flux, *bundled):
         for text in split(path.read_text().removeprefix("---\n")):
             if "\nkind: CustomResourceDefinition\n" in f"\n{text}" and (kind := defined_kind(text)) in used:
-                used.discard(kind)  # type: ignore[arg-type]
+                used.discard(kind)
                 yield read_object(text)

@@ -108,8 +108,11 @@ class World:
         made.answers = [(t, _not_served(t)) for t in things if t.kind not in made.kinds and not t.last]
         things = [t for t in things if t.kind in made.kinds or t.last]
         digests = {self._path(t, made): digest_of(t.data) for t in things if not t.last}
-        for path in [p for p, digest in reversed(self._there.items()) if digests.get(p) != digest]:
+        stale = [p for p, digest in reversed(self._there.items()) if digests.get(p) != digest]
+        for path in stale:
             self._remove(path, changes=path in digests)
+        if any(p.startswith(_DEFINITIONS) for p in stale):
+            made.kinds = self._api.kinds()
         self._remember(dict.fromkeys(digests, "") | self._there)
         changed = set[str]()
         for step in range(len(_STEPS) + 1):
@@ -126,8 +129,8 @@ class World:
                 self._wait_for_definitions(here, made)
         self._remember(self._there)
         for marker in markers_for(changed):
-            for path, thing in marker.things:
-                self.add(path, thing)
+            for path, data in marker.things:
+                self.add(path, data)
             wait_for(
                 f"admission goes by the new {marker.what}",
                 lambda m=marker: [] if m.is_seen(self._api.create(m.path, m.probe, dry_run=True)) else [m.what],  # type: ignore[misc]
@@ -194,13 +197,19 @@ class World:
             if namespace.get("kind") == "Namespace":
                 self._api.request("PUT", f"{path}/finalize", {**namespace, "spec": {"finalizers": []}})
         if is_definition:
+            name = path.rpartition("/")[2]
             wait_for(
-                f"{path.rpartition('/')[2]} is forgotten",
-                lambda: [path] if self._api.request("GET", path).ok else [],
+                f"{name} is forgotten",
+                lambda: [name] if self._api.request("GET", path).ok or self._is_served(name) else [],
                 timeout_s=_TIMEOUT_S,
                 interval_s=_INTERVAL_S,
             )
         del self._there[path]
+
+    def _is_served(self, definition: str) -> bool:
+        """Whether the server still offers what a definition, named <plural>.<group>, defined."""
+        kinds = self._api.kinds().values()
+        return any(definition == f"{k.plural}.{k.api_version.rpartition('/')[0]}" for k in kinds)
 
     def _wait_for_definitions(self, things: Sequence[Thing], made: Made) -> None:
         """Wait until the server serves what was defined; one that it doesn't take up gets its reason as an answer."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from scripts.check import lint_rules_pods, lint_rules_policies, lint_rules_references
-from scripts.check.lint_inventory import Inventory, Item, applied
+from scripts.check.lint_inventory import Inventory, Item
 from scripts.check.lint_rule import Context, Rule, Warn
 from scripts.check.model import Finding, Rendered, Severity, Stage
 
@@ -23,14 +23,13 @@ RULES: tuple[Rule, ...] = (*lint_rules_pods.RULES, *lint_rules_references.RULES,
 
 
 def lint(rendered: Sequence[Rendered], kubernetes: str = "") -> list[Finding]:
-    """Return what the rules find in the objects that reach a cluster.
+    """Return what the rules find in rendered objects.
 
     Args:
-        rendered: every kustomization of the tree: one's objects may be what another's refer to.
+        rendered: every kustomization that is applied by itself: one's objects may be what another's refer to.
         kubernetes: the pinned version, as in v1.37.0; empty takes that of versions.yaml.
     """
-    reaching = applied(rendered)
-    context = Context(Inventory(reaching), _release(kubernetes or _pinned()))
+    context = Context(Inventory(rendered), _release(kubernetes or _pinned()))
     found = [finding for item in context.seen.items for finding in _judge(item, context)]
     return sorted(found, key=lambda f: (f.kustomization, f.place.file, f.place.line, f.subject, f.rule, f.message))
 

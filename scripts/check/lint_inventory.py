@@ -9,7 +9,7 @@ Manifests may be wrong in any way (that is for the schemas to say), so nothing h
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -291,9 +291,3 @@ class Inventory:
                     # The API server fills in a missing default request from the default limit.
                     requests |= {**mapping(limit.get("default")), **mapping(limit.get("defaultRequest"))}
         return requests, limits
-
-
-def applied(rendered: Sequence[Rendered]) -> list[Rendered]:
-    """Return what reaches a cluster: what Flux Kustomizations apply; all of it in a tree that has none."""
-    by_flux = [r for r in rendered if r.flux_kustomizations]
-    return by_flux or list(rendered)

@@ -123,7 +123,7 @@ def _secured(item: Item, container: Container, field: str) -> Any:
 
 
 def _is_windows(item: Item) -> bool:
-    return dig(_pod(item).spec, "os", "name") == "windows"
+    return bool(dig(_pod(item).spec, "os", "name") == "windows")
 
 
 @rule(

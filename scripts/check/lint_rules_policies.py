@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 
 from scripts.check.lint_inventory import SERVERS, WORKLOADS, Item, dig, mapping, mappings, number, strings
 from scripts.check.lint_quantity import quantity, share_of, shown
@@ -90,7 +91,7 @@ def quota_too_small(item: Item, context: Context) -> Iterator[str]:
     for resource, hard in mapping(item.spec.get("hard")).items():
         allowed = quantity(hard)
         parts = [(n, n.amount(str(resource))) for n in needs]
-        needed = sum(amount for _, amount in parts)
+        needed = sum((amount for _, amount in parts), Fraction(0))
         if allowed is not None and needed > allowed:
             largest = max(parts, key=lambda part: part[1])[0]
             yield (

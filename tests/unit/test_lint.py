@@ -107,9 +107,9 @@ def good() -> World:
     return copy.deepcopy(_GOOD)
 
 
-def rendered(objects: list[Object], kustomization: str = "apps/shop", flux: tuple[str, ...] = ("shop",)) -> Rendered:
+def rendered(objects: list[Object], kustomization: str = "apps/shop") -> Rendered:
     resources = tuple(Resource(o, Place(f"{o['kind'].lower()}.yaml", 1)) for o in objects)
-    return Rendered(kustomization, resources, "", flux_kustomizations=flux)
+    return Rendered(kustomization, resources, "")
 
 
 def found_in(*trees: Rendered) -> list[Finding]:
@@ -352,14 +352,6 @@ def test_of_two_clusters_with_the_same_names_each_is_measured_by_its_own_sizes()
     trees = rendered(list(small.values()), "staging"), rendered(list(large.values()), "production")
     assert found_in(*trees) == []
     assert found_in(*reversed(trees)) == []
-
-
-def test_what_only_others_include_is_not_looked_at() -> None:
-    base = good()
-    put(f"{CONTAINER}/image", "web")(base["Deployment"])
-    assert found_in(rendered(list(base.values()), "base", ()), rendered(list(good().values()), "overlay")) == []
-    # In a tree without Flux Kustomizations everything is.
-    assert [f.rule for f in found_in(rendered(list(base.values()), "base", ()))] == ["untagged-image"]
 
 
 def test_what_a_chart_may_make_is_missed_with_a_warning_only() -> None:
