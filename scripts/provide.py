@@ -33,7 +33,7 @@ from scripts.versions import Versions
 LOCK_FILE = ROOT / "versions.lock.yaml"
 PROBE_URL = "https://registry.k8s.io/v2/"
 PROBE_TIMEOUT_S = 3.0
-TOOLS = ("kind", "kubectl", "kustomize", "kubeconform", "flux", "vegeta")
+TOOLS = ("kind", "kubectl", "kustomize", "kubeconform", "flux", "vegeta", "kube-apiserver")
 # In source mode: where each tool comes from.
 _TOOL_BINARIES = {
     "kind": ("kind", "kind"),
@@ -115,7 +115,7 @@ def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path) ->
     names = ("kustomize", "kubeconform", "flux")
     source, why = choose_source(settings)
     if source is ImageSource.REGISTRY:
-        return downloader(settings).ensure_tools({n: versions.tools[n] for n in names})
+        return downloader(settings).ensure_tools({n: versions.tools[n] for n in (*names, "kube-apiserver")})
     cache = Cache(settings.cache_dir)
     built = False
     with lock(settings.cache_dir / "locks" / "source-build.lock", "building the tools and images from source"):
