@@ -75,7 +75,7 @@ def to_plain(node: Node) -> Any:
 def _scalar(node: ScalarNode) -> Any:
     tag, value = node.tag, node.value
     if tag == _STR:
-        if value[:1] in "-+0123456789" and node.style is None and _EXPONENT.fullmatch(value):
+        if value[:1] in "-+0123456789" and not node.style and _EXPONENT.fullmatch(value):
             return float(value)
         return value
     if tag == _BOOL:
