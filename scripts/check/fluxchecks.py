@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scripts.check.fluxobjects import (
     DEFAULT_NAMESPACE,
     SOURCE_KINDS,
     FluxObject,
+    artifacts_of,
     dependencies_of,
     folder_of,
     source_of,
@@ -36,7 +37,7 @@ class _Sources:
     def is_elsewhere(self, source: tuple[str, str, str]) -> bool:
         """Whether a source holds something else than this tree, so that its paths can't be looked for here."""
         if source[0] != "GitRepository":
-            return source[0] != "" and source in self.known
+            return source[0] not in ("", "ExternalArtifact") and source in self.known
         url = self.urls.get(source)
         return bool(url and self.own_urls and url not in self.own_urls)
 
@@ -46,9 +47,10 @@ def check_flux(graph: Graph, renderings: Renderings) -> list[Finding]:
     findings: list[Finding] = []
     objects = renderings.flux
     sources = _sources(graph, objects)
+    names = {(o.namespace, o.name) for o in objects if o.is_kustomization}
     for flux in objects:
         if flux.is_kustomization:
-            findings += _check_kustomization(graph, flux, objects, sources)
+            findings += _check_kustomization(graph, flux, names, sources)
         elif flux.kind == "HelmRelease":
             findings += _check_release(flux, sources)
     findings += _check_dependency_circles(objects)
@@ -59,7 +61,7 @@ def check_flux(graph: Graph, renderings: Renderings) -> list[Finding]:
     return findings
 
 
-def _sources(graph: Graph, objects: Iterable[FluxObject]) -> _Sources:
+def _sources(graph: Graph, objects: Sequence[FluxObject]) -> _Sources:
     urls = {
         (o.kind, o.namespace, o.name): str(o.spec.get("url") or o.spec.get("bucketName") or "")
         for o in objects
@@ -70,7 +72,8 @@ def _sources(graph: Graph, objects: Iterable[FluxObject]) -> _Sources:
         for o in objects
         if o.is_kustomization and source_of(o) in urls and o.spec.get("path") and folder_of(graph.tree, o) is not None
     }
-    return _Sources(frozenset(urls), frozenset(own), urls)
+    made = {("ExternalArtifact", o.namespace, name) for o in objects for name in artifacts_of(o)}
+    return _Sources(frozenset({*urls, *made}), frozenset(own), urls)
 
 
 def _finding(flux: FluxObject, rule: str, message: str, mend: str, pointer: str, warning: bool = False) -> Finding:
@@ -78,7 +81,9 @@ def _finding(flux: FluxObject, rule: str, message: str, mend: str, pointer: str,
     return Finding(Stage.STRUCTURE, rule, message, mend, flux.place_of(pointer), flux.subject, severity=severity)
 
 
-def _check_kustomization(graph: Graph, flux: FluxObject, objects: list[FluxObject], sources: _Sources) -> list[Finding]:
+def _check_kustomization(
+    graph: Graph, flux: FluxObject, names: set[tuple[str, str]], sources: _Sources
+) -> list[Finding]:
     findings = []
     source = source_of(flux)
     path = str(flux.spec.get("path") or "./")
@@ -99,7 +104,6 @@ def _check_kustomization(graph: Graph, flux: FluxObject, objects: list[FluxObjec
         findings.append(
             _finding(flux, "flux-source-missing", message, "add it, or mend spec.sourceRef", "/spec/sourceRef")
         )
-    names = {(o.namespace, o.name) for o in objects if o.is_kustomization}
     for namespace, name, pointer in dependencies_of(flux):
         if (namespace, name) not in names:
             message = f"depends on Kustomization {namespace}/{name}, which is not in the tree"
@@ -138,9 +142,10 @@ def _check_dependency_circles(objects: Iterable[FluxObject]) -> list[Finding]:
     by_name: dict[tuple[str, str], list[FluxObject]] = {}
     for flux in kustomizations:
         by_name.setdefault((flux.namespace, flux.name), []).append(flux)
+    numbers = {id(flux): index for index, flux in enumerate(kustomizations)}
     onward = {
         index: [
-            kustomizations.index(_nearest(flux, by_name[(namespace, name)]))
+            numbers[id(_nearest(flux, by_name[(namespace, name)]))]
             for namespace, name, _ in dependencies_of(flux)
             if (namespace, name) in by_name
         ]

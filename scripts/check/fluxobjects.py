@@ -118,6 +118,8 @@ def folder_of(tree: Tree, flux: FluxObject) -> str | None:
     """
     written = str(flux.spec.get("path") or "./")
     clean = posixpath.normpath("/" + written).lstrip("/")
+    if source_of(flux)[0] == "ExternalArtifact":
+        return _folder_in_artifact(tree, flux, clean)
     place = tree.root
     while True:
         candidate = tree.canonical(join(tree.relative(place), clean))
@@ -126,6 +128,40 @@ def folder_of(tree: Tree, flux: FluxObject) -> str | None:
         if place == tree.top or place == place.parent:
             return None
         place = place.parent
+
+
+def _folder_in_artifact(tree: Tree, flux: FluxObject, path: str) -> str | None:
+    """Return the folder of the tree that an ArtifactGenerator copies to a path of the artifact that it makes."""
+    _, namespace, name = source_of(flux)
+    generators = [
+        (len(posixpath.commonpath([f"/{file}", f"/{flux.place.file}"])), file, document)
+        for file, document in tree.documents_of_kind("ArtifactGenerator")
+        if (document.namespace or DEFAULT_NAMESPACE) == namespace and _artifact(document, name) is not None
+    ]
+    for _, _, document in sorted(generators, key=lambda g: g[:2], reverse=True):
+        artifact = _artifact(document, name) or {}
+        for rule in artifact.get("copy") or []:
+            if not isinstance(rule, Mapping):
+                continue
+            copied_from = posixpath.normpath(str(rule.get("from", "")).partition("/")[2].removesuffix("**") or ".")
+            copied_to = posixpath.normpath(str(rule.get("to", "")).partition("/")[2] or ".")
+            inner = posixpath.relpath(path or ".", copied_to)
+            if not inner.startswith(".."):
+                candidate = tree.canonical(join(copied_from if copied_from != "." else "", inner))
+                if tree.is_folder(candidate):
+                    return candidate
+    return None
+
+
+def _artifact(document: Document, name: str) -> Mapping[str, Any] | None:
+    artifacts = _mapping((document.data or {}).get("spec")).get("artifacts")
+    return next((a for a in artifacts or [] if isinstance(a, Mapping) and a.get("name") == name), None)
+
+
+def artifacts_of(flux: FluxObject) -> list[str]:
+    """Return the names of the ExternalArtifacts that an ArtifactGenerator makes."""
+    artifacts = flux.spec.get("artifacts") if flux.kind == "ArtifactGenerator" else None
+    return [str(a.get("name")) for a in artifacts or [] if isinstance(a, Mapping)]
 
 
 def source_of(flux: FluxObject) -> tuple[str, str, str]:

@@ -181,13 +181,17 @@ def _place_of_generated(graph: Graph, path: str, kind: str, name: str) -> Place:
     document = graph.tree.kustomization(posixpath.dirname(path))
     field = {"ConfigMap": "configMapGenerator", "Secret": "secretGenerator"}.get(kind, "")
     bare = _HASH.sub("", name)
-    if document and document.data:
-        for index, generator in enumerate(document.data.get(field) or []):
-            if isinstance(generator, dict) and str(generator.get("name", "\0")) in (name, bare):
-                return Place(path, document.line_of(f"/{field}/{index}"))
+    found: list[tuple[int, Place]] = []
+    for index, generator in enumerate((document.data or {}).get(field) or [] if document else []):
+        made = str(generator.get("name", "")) if isinstance(generator, dict) else ""
+        # A prefix and a suffix may stand around it.
+        if document and made and made in bare:
+            found.append((len(made), Place(path, document.line_of(f"/{field}/{index}"))))
     kustomization = graph.kustomization(posixpath.dirname(path))
     for reference in kustomization.references if kustomization else ():
         for candidate in graph.tree.source(reference.target).documents if graph.tree.is_file(reference.target) else ():
-            if candidate.name and candidate.name in (name, bare):
-                return Place(reference.target, candidate.line)
+            if candidate.api_version == "builtin" and candidate.name and candidate.name in bare:
+                found.append((len(candidate.name), Place(reference.target, candidate.line)))
+    if found:
+        return max(found, key=lambda f: f[0])[1]
     return Place(path, 1)

@@ -61,7 +61,8 @@ def unmatched_flux_patches(graph: Graph, spec: RenderSpec, rendering: Rendering,
     return [
         _finding(spec, target, flux.place_of(f"/spec/patches/{index}"), flux.subject)
         for index, target in _flux_targets(spec)
-        if not any(_matches(target, c, False) for c in candidates)
+        # A patch that a parent gives to all its children is meant for those that it fits.
+        if f"/spec/patches/{index}" in flux.lines and not any(_matches(target, c, False) for c in candidates)
     ]
 
 
@@ -85,6 +86,10 @@ def _is_known(graph: Graph, scope: Iterable[str]) -> bool:
         if kustomization.remote or any(kustomization.data.get(field) for field in _OPAQUE):
             return False
         for reference in kustomization.references:
+            # A file that `flux bootstrap` is yet to fill.
+            is_file = reference.kind is ReferenceKind.RESOURCE and graph.tree.is_file(reference.target)
+            if is_file and not graph.tree.source(reference.target).documents:
+                return False
             if reference.kind is ReferenceKind.PLUGIN:
                 if not graph.tree.is_file(reference.target):
                     return False

@@ -156,14 +156,15 @@ class Renderer:
         self.used_keys.append(key)
         applied = Applied(Rendering(job.spec, key), [job.flux] if job.flux else [], [job.scope])
         self._by_spec[name] = applied
-        blocked = next(broken_builds(self.graph, job.spec.folder, self.broken), "")
+        blocked = next((b for f in (job.spec.folder, *extra) for b in broken_builds(self.graph, f, self.broken)), "")
         if blocked:
             applied.rendering = Rendering(job.spec, key, skipped=f"{blocked} is broken")
             return None
         if missing:
             applied.rendering = Rendering(job.spec, key, skipped=f"{missing[0]} does not exist")
             return None
-        remote = [r.value for f in self.graph.closure(job.spec.folder) for r in _remote(self.graph, f)]
+        entered = [f for start in (job.spec.folder, *extra) for f in self.graph.closure(start)]
+        remote = [r.value for f in entered for r in _remote(self.graph, f)]
         if remote:
             applied.rendering = Rendering(job.spec, key, skipped=f"{remote[0]} is not in the tree")
             return None

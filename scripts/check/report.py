@@ -11,8 +11,8 @@ from scripts import console
 from scripts.check.model import Finding, Report, Row, Severity, Stage
 
 _STAGE_COLUMNS = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA, Stage.LINT, Stage.DRY_RUN)
-# More of one rule than this are counted, not told, where they are only warnings.
-_MOST_WARNINGS = 8
+# How many of many names are told.
+_SHOWN = 5
 
 
 def print_report(report: Report) -> None:
@@ -83,28 +83,32 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def finding_lines(report: Report) -> Iterable[str]:
-    """Yield the findings as text: the same fault met in several kustomizations is told once."""
+    """Yield the findings as text.
+
+    The same fault met in several kustomizations is told once, and so is one that is only a warning met in many objects.
+    """
     grouped: dict[tuple[object, ...], list[Finding]] = {}
     for finding in report.findings:
-        key = (finding.severity, finding.stage, finding.rule, finding.place, finding.message)
+        place = finding.place if finding.severity is Severity.ERROR else None
+        key = (finding.severity, finding.stage, finding.rule, place, finding.message)
         grouped.setdefault(key, []).append(finding)
-    counts: dict[str, int] = {}
     for same in grouped.values():
         finding = same[0]
-        counts[finding.rule] = counts.get(finding.rule, 0) + 1
-        if finding.severity is Severity.WARNING and counts[finding.rule] > _MOST_WARNINGS:
-            continue
         mark = "✘" if finding.severity is Severity.ERROR else "!"
         subject = f"  {finding.subject}" if finding.subject else ""
         folders = sorted({f.kustomization or "." for f in same if f.kustomization})
-        within = f" (in {len(folders)} kustomizations: {', '.join(folders[:3])})" if len(folders) > 1 else ""
+        within = f" (in {len(folders)} kustomizations: {_some(folders)})" if len(folders) > 1 else ""
         yield f"{mark} {shown_path(report.root, finding)}{subject}"
+        others = sorted({f.subject or str(f.place) for f in same if f.place != finding.place})
+        if others:
+            yield f"    and {len(others)} more: {_some(others)}"
+            within = ""
         yield f"    {finding.message}{within} [{finding.rule}]"
         yield f"    to mend it: {finding.mend}"
-    for rule, count in counts.items():
-        hidden = count - _MOST_WARNINGS
-        if hidden > 0 and all(f.severity is Severity.WARNING for f in report.findings if f.rule == rule):
-            yield f"! and {hidden} more of [{rule}]: OUTPUT=json has them all"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
 def shown_path(root: Path, finding: Finding) -> str:

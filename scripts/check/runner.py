@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.check.model import Finding, Report, Row, Severity, Stage
 from scripts.check.store import Store, code_digest, digest, from_record, identity_of, to_record
-from scripts.check.tree import Tree, source_from_record, source_to_record
+from scripts.check.tree import Tree, join, source_from_record, source_to_record
 
 if TYPE_CHECKING:
     from scripts.check.graph import Graph
@@ -64,7 +64,8 @@ def check(options: Options, need_renderings: bool = False) -> Checked:
     """Check a tree; what an earlier run knew of the same contents is taken over."""
     started = time.monotonic()
     store = Store(options.cache / digest(options.store_name or str(options.root.resolve()))[:16])
-    known_files = "copy" if options.store_name else "own"
+    # What a file holds is known by its content and by the code that read it.
+    known_files = f"{'copy' if options.store_name else 'own'}-{code_digest()[:16]}"
     tree = Tree(options.root)
     key = digest(
         tree.content_digest(), code_digest(), identity_of(options.kustomize), identity_of(options.kubeconform),
@@ -85,6 +86,7 @@ def check(options: Options, need_renderings: bool = False) -> Checked:
         renderer.keep_fresh()
         if tree.used_keys() != known:
             store.put("files", known_files, {k: source_to_record(tree.known[k]) for k in sorted(tree.used_keys())})
+            store.drop_old("files", [known_files])
         store.put("results", key, _record_of(report, tree))
         store.drop_old("results", [key])
     return replace(checked, report=report)
@@ -179,9 +181,18 @@ def _rows(graph: Graph, renderings: Renderings) -> list[Row]:
                 rendering.built,
             )
         )  # fmt: skip
+    includers: dict[str, set[str]] = {}
+    for folder in {*shown, *(k.folder for k in graph.all)}:
+        built = graph.buildable(folder)
+        for _, target in graph.included(built) if built else ():
+            includers.setdefault(target, set()).add(folder or ".")
+    for each in renderings.applied:
+        for component in each.rendering.spec.settings.get("components") or []:
+            target = graph.tree.canonical(join(each.rendering.spec.folder, str(component)))
+            includers.setdefault(target, set()).add(each.rendering.spec.folder or ".")
     for kustomization in graph.all:
         if kustomization.folder not in shown:
-            owners = sorted({k.folder or "." for k in graph.includers.get(kustomization.folder, [])})
+            owners = sorted(includers.get(kustomization.folder, ()))
             note = f"part of {owners[0]}" + f" and {len(owners) - 1} more" * (len(owners) > 1) if owners else ""
             if not owners and kustomization.is_component:
                 note = "a Component that nothing in the tree names"

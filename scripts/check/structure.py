@@ -295,7 +295,8 @@ def _check_documents_of_resources(graph: Graph, kustomization: Kustomization, re
                 mend = "complete it, or leave the file out of `resources`"
                 message = f"is no object: it has no {' and no '.join(missing)}"
                 result.add("object-incomplete", message, mend, place, kustomization.folder)
-        if not source.documents and not source.problems and reference.target.endswith((".yaml", ".yml")):
+        filled_later = posixpath.basename(reference.target).startswith("gotk-")  # by `flux bootstrap`
+        if not source.documents and not source.problems and not filled_later:
             result.add(
                 "file-empty", "holds no object", "fill it, or leave it out of `resources`", Place(reference.target),
                 kustomization.folder, Severity.WARNING,

@@ -25,7 +25,8 @@ KUSTOMIZATION_FILES = ("kustomization.yaml", "kustomization.yml", "Kustomization
 YAML_SUFFIXES = (".yaml", ".yml")
 KUSTOMIZE_GROUP = "kustomize.config.k8s.io"
 FLUX_KUSTOMIZE_GROUP = "kustomize.toolkit.fluxcd.io"
-FLUX_GROUPS = (FLUX_KUSTOMIZE_GROUP, "source.toolkit.fluxcd.io", "helm.toolkit.fluxcd.io")
+ARTIFACT_GROUP = "source.extensions.fluxcd.io"
+FLUX_GROUPS = (FLUX_KUSTOMIZE_GROUP, "source.toolkit.fluxcd.io", "helm.toolkit.fluxcd.io", ARTIFACT_GROUP)
 # Folders that hold no manifests, or whose YAML is not meant for Kubernetes.
 _SKIPPED_FOLDERS = {"node_modules", "__pycache__"}
 _MANY_LINES = 20_000
@@ -208,6 +209,19 @@ class Tree:
             self.known[key] = _parse(self.absolute(path), found.size, path)
         return self.known[key]
 
+    def documents_of_kind(self, kind: str) -> list[tuple[str, Document]]:
+        """Return every document of a kind that is kept with its data, each with its file."""
+        return self._documents.get(kind, [])
+
+    @cached_property
+    def _documents(self) -> dict[str, list[tuple[str, Document]]]:
+        found: dict[str, list[tuple[str, Document]]] = {}
+        for path in self.yaml_files():
+            for document in self.source(path).documents:
+                if document.data is not None:
+                    found.setdefault(document.kind, []).append((path, document))
+        return found
+
     def used_keys(self) -> set[str]:
         """Return the keys of `known` that this tree can ask for: the rest is of earlier contents."""
         digests = {e.digest for e in self.entries.values()}
@@ -252,6 +266,7 @@ class Tree:
         else:
             self._add(path, place)
         self.__dict__.pop("_index", None)
+        self.__dict__.pop("_documents", None)
 
     def _scan(self, start: str) -> None:
         self.entries[start] = Entry(FileKind.FOLDER)

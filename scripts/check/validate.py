@@ -49,6 +49,35 @@ class _Message:
     no_schema: bool = False
 
 
+@dataclass(frozen=True)
+class _Elsewhere:
+    """Whether definitions come to the cluster from where this check can't look, so that it can't be sure of them."""
+
+    charts: bool
+    flux_operator: bool
+
+    @staticmethod
+    def of(renderings: Iterable[Rendering]) -> _Elsewhere:
+        """Return what of a tree's objects brings definitions of its own."""
+        charts = operator = False
+        for rendering in renderings:
+            charts = charts or bool(rendering.skipped)
+            for text in rendering.texts:
+                if "kind: HelmRelease\n" in text:
+                    charts = True
+                    operator = operator or "\n  name: flux-operator\n" in text
+                operator = operator or "\nkind: FluxInstance\n" in f"\n{text}"
+        return _Elsewhere(charts, operator)
+
+    def doubt(self, message: _Message, resource: Resource) -> str:
+        """Return what to look at instead, where a finding is only a warning; empty where it is sure."""
+        if message.no_schema and self.charts:
+            return "check that a chart or another source brings its definition"
+        if self.flux_operator and resource.api_version.partition("/")[0].endswith(".toolkit.fluxcd.io"):
+            return "compare with the definitions of flux-operator, which changes Flux's own"
+        return ""
+
+
 class Validator:
     """Validates renderings; what was said of an object's text is kept by the text and its schema's sources."""
 
@@ -86,11 +115,11 @@ class Validator:
                     "schema", keys[id(rendering)],
                     {t: [(m.pointer, m.text, m.no_schema) for m in ms] for t, ms in mine.items()},
                 )  # fmt: skip
-        brings_kinds = any(r.skipped or "kind: HelmRelease\n" in t for r in renderings for t in r.texts or ("",))
+        elsewhere = _Elsewhere.of(renderings)
         return [
             finding
             for rendering in renderings
-            for finding in self._findings(rendering, messages[keys[id(rendering)]], brings_kinds)
+            for finding in self._findings(rendering, messages[keys[id(rendering)]], elsewhere)
         ]
 
     def _run(self, renderings: Iterable[Rendering], definitions: Iterable[str]) -> dict[str, list[_Message]]:
@@ -170,7 +199,7 @@ class Validator:
                     yield text
 
     def _findings(
-        self, rendering: Rendering, messages: dict[str, list[_Message]], brings_kinds: bool
+        self, rendering: Rendering, messages: dict[str, list[_Message]], elsewhere: _Elsewhere
     ) -> Iterator[Finding]:
         for text, place in zip(rendering.texts, rendering.places, strict=True):
             found = messages.get(text)
@@ -182,12 +211,10 @@ class Validator:
                     continue
                 where = line_of_field(self.graph, rendering.spec.folder, resource, message.pointer)
                 rule, what, mend = _explained(message, resource)
-                may_come = message.no_schema and brings_kinds
-                if may_come:
-                    mend = "check that a chart or another source brings its definition"
+                doubt = elsewhere.doubt(message, resource)
                 yield Finding(
-                    Stage.SCHEMA, rule, what, mend, where, resource.subject, rendering.spec.folder,
-                    Severity.WARNING if may_come else Severity.ERROR,
+                    Stage.SCHEMA, rule, what, doubt or mend, where, resource.subject, rendering.spec.folder,
+                    Severity.WARNING if doubt else Severity.ERROR,
                 )  # fmt: skip
 
 

@@ -78,11 +78,10 @@ def variables_of(graph: Graph, spec: RenderSpec, near: str) -> Variables:
 
 def _values_of(graph: Graph, kind: str, name: str, namespace: str, near: str) -> dict[str, str | None] | None:
     candidates: list[tuple[int, int, str, dict[str, str | None]]] = []
-    for path in graph.tree.yaml_files():
-        for document in graph.tree.source(path).documents:
-            if document.kind == kind and document.name == name and document.data is not None:
-                same = int(document.namespace in ("", namespace))
-                candidates.append((same, _shared(path, near), path, _data_of(document)))
+    for path, document in graph.tree.documents_of_kind(kind):
+        if document.name == name:
+            same = int(document.namespace in ("", namespace))
+            candidates.append((same, _shared(path, near), path, _data_of(document)))
     for kustomization in graph.all:
         for generated in _generated(graph, kustomization.folder, kustomization.data, kind, name):
             candidates.append((1, _shared(kustomization.place, near), kustomization.place, generated))

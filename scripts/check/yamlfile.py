@@ -5,6 +5,7 @@ The composer is libyaml's: its nodes carry lines, so nothing is parsed twice to 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ MAX_DEPTH = 200
 # Aliases are copies once a file is read by anything but this module: more values than this can't be meant.
 MAX_VALUES = 500_000
 
+_SECOND_ANCHOR = ("second occurrence", "found duplicate anchor")
 _STR = "tag:yaml.org,2002:str"
 _INT = "tag:yaml.org,2002:int"
 _FLOAT = "tag:yaml.org,2002:float"
@@ -36,11 +38,15 @@ def compose(text: str) -> tuple[list[Node], list[Problem]]:
     nodes: list[Node] = []
     problems: list[Problem] = []
     try:
-        for node in yaml.compose_all(text, Loader=yaml.CSafeLoader):
-            # An empty document is a null without a place in the text.
-            if node is not None and not (isinstance(node, ScalarNode) and node.tag == _NULL):
-                nodes.append(node)
+        try:
+            nodes.extend(_documents(text, yaml.CSafeLoader))
+        except yaml.composer.ComposerError as error:
+            # libyaml's composer refuses an anchor that is defined anew, which YAML and Kubernetes allow.
+            if not str(error.problem or error.context).startswith(_SECOND_ANCHOR):
+                raise
+            nodes = list(_documents(text, _AnchorsAnewLoader))
     except yaml.MarkedYAMLError as error:
+        nodes = nodes or list(_documents_before(text))
         problems.append(_syntax_problem(error, text))
     except yaml.YAMLError as error:
         problems.append(_character_problem(error, text))
@@ -52,6 +58,29 @@ def compose(text: str) -> tuple[list[Node], list[Problem]]:
         )
         nodes = []
     return nodes, problems
+
+
+class _AnchorsAnewLoader(yaml.SafeLoader):
+    """Composes with the last definition of an anchor before each alias, as YAML has it."""
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        """Return the next node, its anchor's earlier definition forgotten."""
+        if not self.check_event(yaml.events.AliasEvent):
+            self.anchors.pop(self.peek_event().anchor, None)
+        return super().compose_node(parent, index)
+
+
+def _documents(text: str, loader: Any) -> Iterator[Node]:
+    for node in yaml.compose_all(text, Loader=loader):
+        # An empty document is a null without a place in the text.
+        if node is not None and not (isinstance(node, ScalarNode) and node.tag == _NULL):
+            yield node
+
+
+def _documents_before(text: str) -> Iterator[Node]:
+    """Yield the documents before the one that can't be read."""
+    with contextlib.suppress(yaml.YAMLError):
+        yield from _documents(text, yaml.CSafeLoader)
 
 
 def to_plain(node: Node) -> Any:
@@ -75,7 +104,7 @@ def to_plain(node: Node) -> Any:
 def _scalar(node: ScalarNode) -> Any:
     tag, value = node.tag, node.value
     if tag == _STR:
-        if value[:1] in "-+0123456789" and node.style is None and _EXPONENT.fullmatch(value):
+        if value[:1] in "-+0123456789" and not node.style and _EXPONENT.fullmatch(value):
             return float(value)
         return value
     if tag == _BOOL:
@@ -209,8 +238,6 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str) -> Problem:
     at_tab = mark is not None and written[mark.column : mark.column + 1] == "\t"
     if "\\t" in what or ("cannot start any token" in what and at_tab):
         return Problem("yaml-tab", "a tab where YAML allows only blanks", "indent with blanks", line)
-    if what.startswith("second occurrence"):
-        return Problem("yaml-anchor", "an anchor is defined twice", "give each anchor a name of its own", line)
     if "alias" in what or "anchor" in what:
         return Problem("yaml-anchor", what, "define the anchor (&name) before it is used (*name), once", line)
     context = f" ({error.context})" if error.context else ""

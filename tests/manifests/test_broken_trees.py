@@ -6,24 +6,12 @@ from typing import Any
 
 import pytest
 
-from scripts import settings, versions
-from scripts.check.model import Report
-from scripts.check.runner import Options, check
-from scripts.check.validate import Definitions
-from scripts.manifests import flux_definitions
-from tests.manifests.conftest import load_file
+from scripts import settings
+from tests.manifests.checking import checked, renderings
+from tests.manifests.conftest import Build, load_file
 
 BROKEN = Path(__file__).parent / "broken"
 CASES = sorted(p.name for p in BROKEN.iterdir())
-
-
-def checked(root: Path, cache: Path) -> Report:
-    chosen, pinned = settings.load(), versions.load()
-    tools = chosen.tools_dir
-    definitions = Definitions(pinned.kubernetes, (flux_definitions(chosen, pinned, tools),))
-    return check(
-        Options(root, cache, tools / "kustomize", tools / "kubeconform", definitions=lambda: definitions)
-    ).report
 
 
 def lay_out(case: str, into: Path) -> Path:
@@ -59,3 +47,8 @@ def test_the_good_tree_has_no_findings(tmp_path: Path) -> None:
     report = checked(settings.FLUX_CD, tmp_path)
     assert report.findings == ()
     assert len(report.rendered) == 8
+
+
+def test_the_good_tree_is_rendered_byte_for_byte_as_kustomize_does(tmp_path: Path, build: Build) -> None:
+    for rendered in renderings(settings.FLUX_CD, tmp_path).values():
+        assert rendered.text == build(settings.FLUX_CD / rendered.kustomization)
