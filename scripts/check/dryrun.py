@@ -18,6 +18,7 @@ from scripts.check.dryrun_api import CONNECTIONS, Answer, Api, Kind, Object
 from scripts.check.dryrun_definitions import missing_definitions
 from scripts.check.dryrun_world import Thing, World, is_real
 from scripts.check.lint_inventory import POD_TEMPLATES, dig, mapping, mappings
+from scripts.check.lint_removed import REMOVALS
 from scripts.check.model import Finding, Rendered, Resource, Severity
 from scripts.settings import FLUX_NAMESPACE, Settings
 from scripts.versions import Versions
@@ -25,6 +26,7 @@ from scripts.versions import Versions
 # Namespaces that are there before any tree is applied.
 _GIVEN_NAMESPACES = frozenset({"default", "kube-system", "kube-public", "kube-node-lease", FLUX_NAMESPACE})
 _GIVEN_CLASSES = frozenset({"system-cluster-critical", "system-node-critical"})
+_FLUX_GROUPS = (".toolkit.fluxcd.io", ".extensions.fluxcd.io")
 _FORCE = "kustomize.toolkit.fluxcd.io/force"
 
 
@@ -89,15 +91,21 @@ class _Run:
         self._world = world
         self._pool = pool
         self._kinds: Mapping[tuple[str, str], Kind] = {}
+        self._others_flux = False
 
     def judge(self, objects: Sequence[Applied], before: Sequence[Applied], things: Sequence[Thing]) -> list[Finding]:
         """Make what has to exist, send everything else, and return what the server says against any of it."""
         findings: list[Finding] = []
+        # The operator installs a Flux of its own, whose definitions may take more than those of the pinned version.
+        self._others_flux = any(
+            o.resource.kind == "FluxInstance" or (o.resource.kind, o.resource.name) == ("HelmRelease", "flux-operator")
+            for o in objects
+        )
         made = self._world.make(things)
         self._kinds = made.kinds
         for thing, answer in made.answers:
             if thing.resource and thing.rendered:
-                findings += _verdict(answer, Applied(thing.resource, thing.rendered))
+                findings += self._verdict(answer, Applied(thing.resource, thing.rendered))
         for old in before:
             if not is_real(old.resource.data) and old.kind in self._kinds:
                 kind = self._kinds[old.kind]
@@ -112,7 +120,7 @@ class _Run:
         """Send one object, and the pod that it would make."""
         kind = self._kinds.get(item.kind)
         if not kind:
-            return [_unknown_kind(item)]
+            return [self._unknown_kind(item)]
         if item.kind != ("v1", "Secret") and _mentions(item.resource.data, "ENC[AES256_GCM,"):
             return [
                 verdict.finding(
@@ -123,41 +131,44 @@ class _Run:
         answer = self._api.apply(kind.path(item.namespace, item.resource.name), _sendable(item), dry_run=True)
         pod = _pod_of(answer.body, item) if answer.ok else None
         if pod is None:
-            return list(_verdict(answer, item))
+            return list(self._verdict(answer, item))
         pods = self._api.create(f"/api/v1/namespaces/{item.namespace}/pods", pod, dry_run=True)
         if pods.ok:
-            return list(_verdict(answer, item))
+            return list(self._verdict(answer, item))
         # That the workload's pods would be refused is a warning on the workload and an error on the pod: one is enough.
         told = Answer(answer.status, answer.body, tuple(w for w in answer.warnings if "PodSecurity" not in w))
-        return [*_verdict(told, item), *verdict.refusal(pods, item.resource, item.rendered, "its pods are refused: ")]
+        return [
+            *self._verdict(told, item),
+            *verdict.refusal(pods, item.resource, item.rendered, "its pods are refused: "),
+        ]
 
-
-def _verdict(answer: Answer, item: Applied) -> Iterator[Finding]:
-    annotations = mapping(dig(item.resource.data, "metadata", "annotations"))
-    if not answer.ok:
+    def _verdict(self, answer: Answer, item: Applied) -> Iterator[Finding]:
+        if answer.ok:
+            if item.resource.kind != "CustomResourceDefinition":
+                yield from verdict.warnings(answer, item.resource, item.rendered)
+            return
+        annotations = mapping(dig(item.resource.data, "metadata", "annotations"))
         if "field is immutable" in answer.message and annotations.get(_FORCE) == "enabled":
-            return  # Flux deletes and makes it anew
+            return  # Flux deletes it and makes it anew
         # A variable that only the cluster knows stands for a value that is not seen here.
-        unsure = _mentions(item.resource.data, "${")
+        unsure = _mentions(item.resource.data, "${") or (self._others_flux and item.group.endswith(_FLUX_GROUPS))
         yield from verdict.refusal(
             answer, item.resource, item.rendered, severity=Severity.WARNING if unsure else Severity.ERROR
         )
-    elif item.resource.kind != "CustomResourceDefinition":
-        yield from verdict.warnings(answer, item.resource, item.rendered)
 
-
-def _unknown_kind(item: Applied) -> Finding:
-    # Kubernetes' own groups are served or gone; any other may be defined by what isn't in the tree.
-    foreign = "." in item.group and not (item.group.endswith(".k8s.io") and item.group.count(".") == 2)
-    return verdict.finding(
-        "unknown-kind",
-        f"the API server knows no {item.resource.kind} in {item.resource.api_version}"
-        + ("; its definition is not in the tree, so it can't be judged" if foreign else ""),
-        "add its CustomResourceDefinition to the tree" if foreign else "write a version that is served",
-        item.resource,
-        item.rendered,
-        Severity.WARNING if foreign else Severity.ERROR,
-    )
+    def _unknown_kind(self, item: Applied) -> Finding:
+        """Return that a kind isn't served: an error where its group is, or was, in other versions or kinds."""
+        groups = {api_version.rpartition("/")[0] for api_version, _ in (*self._kinds, *REMOVALS)}
+        foreign = item.group not in groups
+        return verdict.finding(
+            "unknown-kind",
+            f"the API server knows no {item.resource.kind} in {item.resource.api_version}"
+            + ("; its definition is not in the tree, so it can't be judged" if foreign else ""),
+            "add its CustomResourceDefinition to the tree" if foreign else "write a kind and version that are served",
+            item.resource,
+            item.rendered,
+            Severity.WARNING if foreign or self._others_flux else Severity.ERROR,
+        )
 
 
 def _sendable(item: Applied) -> Object:

@@ -42,6 +42,9 @@ _PASSIVE_KINDS = {
     "ClientTrafficPolicy", "SecurityPolicy", "GrafanaDashboard", "VerticalPodAutoscaler",
 }  # fmt: skip
 
+# Namespaces that hold more than any tree says.
+_GIVEN = {"kube-system": "the cluster's own installation", "flux-system": "Flux's own installation"}
+
 
 def mapping(value: object) -> Object:
     """Return a value if it is a mapping, else an empty one."""
@@ -244,9 +247,9 @@ class Inventory:
     def maker_in(self, namespace: str) -> str:
         """Return an object that makes others in a namespace where the check can't see them, or an empty string.
 
-        A chart that isn't rendered, or a custom kind whose controller runs pods.
+        A chart that isn't rendered, a custom kind whose controller runs pods, or what made the cluster and Flux.
         """
-        return self._makers.get(namespace, "")
+        return self._makers.get(namespace, _GIVEN.get(namespace, ""))
 
     @cached_property
     def _makers(self) -> dict[str, str]:

@@ -24,7 +24,7 @@ class Context:
     def missing(self, namespace: str, message: str) -> str:
         """Return the message about something missing; a warning where something unseen might make it."""
         maker = self.seen.maker_in(namespace)
-        return Warn(f"{message}; unless {maker} makes it, which can't be seen here") if maker else message
+        return Warn(f"{message}, unless what can't be seen here makes it ({maker})") if maker else message
 
 
 Check = Callable[[Item, Context], Iterator[str]]

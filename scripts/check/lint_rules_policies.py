@@ -17,6 +17,8 @@ from scripts.check.lint_rule import Context, Rule, Warn, rule
 _DEV = re.compile(r"(^|[-/_.])(dev|development)([-/_.]|$)")
 # Types whose data others fill in, or that hold no secret.
 _FILLED_SECRETS = {"kubernetes.io/service-account-token", "bootstrap.kubernetes.io/token"}
+# A variable, or the address of a secret in a store: nothing to hide.
+_STANDS_FOR = re.compile(r"\s*(\$\{[^}]*\}|(op|vault|ref\+[\w.-]+)://[^\n]+|<path:\S+>)\s*")
 _NAME_LABEL = "app.kubernetes.io/name"
 
 
@@ -126,7 +128,7 @@ def _is_readable(value: object, encoded: bool) -> bool:
             text = str(value)
     if not text.strip() or "ENC[AES256_GCM," in text or '"sops"' in text or "-----BEGIN AGE ENCRYPTED" in text:
         return False
-    return not re.fullmatch(r"\s*\$\{[^}]*\}\s*", text)
+    return not _STANDS_FOR.fullmatch(text)
 
 
 @rule(

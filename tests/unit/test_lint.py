@@ -296,6 +296,7 @@ GOOD_VARIANTS = {
     "no surge under Recreate": changed(
         Deployment=put("spec/strategy", {"type": "Recreate"}), ResourceQuota=put("spec/hard/pods", "4")
     ),
+    "an address in a store of secrets": changed(Secret=put("stringData/password", "op://a shop/web/password")),
     "an encrypted secret": changed(Secret=put("stringData/password", "ENC[AES256_GCM,data:x]")),
     "a number as targetPort": changed(Service=put("spec/ports/0/targetPort", 9090)),
 }
@@ -364,7 +365,17 @@ def test_what_a_chart_may_make_is_missed_with_a_warning_only() -> None:
     assert [f.severity for f in found_in(rendered(list(world.values())))] == [Severity.ERROR]
     (found,) = found_in(rendered([*world.values(), chart]))
     assert found.severity is Severity.WARNING
-    assert "unless HelmRelease flux-system/chart makes it" in found.message
+    assert "unless what can't be seen here makes it (HelmRelease flux-system/chart)" in found.message
+
+
+@pytest.mark.parametrize("namespace", ["kube-system", "flux-system"])
+def test_what_the_cluster_and_flux_bring_is_missed_with_a_warning_only(namespace: str) -> None:
+    world = good()
+    monitor = put("spec/namespaceSelector", {"matchNames": [namespace]})
+    monitor(world["ServiceMonitor"])
+    assert [(f.rule, f.severity) for f in found_in(rendered(list(world.values())))] == [
+        ("dangling-servicemonitor", Severity.WARNING)
+    ]
 
 
 def test_a_token_with_a_binding_is_meant() -> None:
