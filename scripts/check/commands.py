@@ -99,11 +99,13 @@ def structure(settings: Settings, output: Output) -> int:
     """Show the tree as a picture, and what is wrong with how it hangs together."""
     stages = (Stage.STRUCTURE,)
     checked = check(options_for(settings, stages=stages), need_renderings=output is Output.TEXT)
-    if output is Output.TEXT:
-        from scripts.check import picture
+    if output is not Output.TEXT:
+        return show(checked.report, output)
+    from scripts.check import picture
 
-        picture.draw(checked)
-    return show(checked.report, output)
+    picture.draw(checked)
+    text_report.print_findings(checked.report)
+    return 0 if checked.report.ok else 1
 
 
 def build(settings: Settings, output: Output) -> int:
@@ -128,7 +130,9 @@ def diff(settings: Settings, base: str, live: bool, output: str) -> int:
         from scripts.kube import Kube
 
         kube = Kube(settings.context, settings.tools_dir / "kubectl")
-        changes = differences.against_cluster(kube, check(options, need_renderings=True).report.rendered)
+        renderings = check(options, need_renderings=True).renderings
+        assert renderings is not None
+        changes = differences.against_cluster(kube, renderings.applied)
         base = f"cluster {settings.context}"
     else:
         changes = differences.against_revision(options, base)
