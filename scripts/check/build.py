@@ -156,7 +156,8 @@ def _of_tree(graph: Graph, build: Build, path: str) -> str:
 
 def _is_left_alone(data: Mapping[str, Any]) -> bool:
     metadata = data.get("metadata") or {}
-    return any((metadata.get(f) or {}).get(SUBSTITUTE_ANNOTATION) == "disabled" for f in ("labels", "annotations"))
+    kept = [metadata.get(f) for f in ("labels", "annotations")]
+    return any(isinstance(k, Mapping) and k.get(SUBSTITUTE_ANNOTATION) == "disabled" for k in kept)
 
 
 def _substituted(
@@ -213,7 +214,7 @@ def _with_metadata(text: str, common: Mapping[str, Any]) -> str:
     data = dict(origin.read_object(text))
     metadata = dict(data.get("metadata") or {})
     for name in ("labels", "annotations"):
-        if common.get(name):
+        if isinstance(common.get(name), Mapping):
             metadata[name] = dict(sorted({**(metadata.get(name) or {}), **common[name]}.items()))
     data["metadata"] = metadata
     return yaml.dump(data, Dumper=yaml.CSafeDumper, sort_keys=False, width=10_000, allow_unicode=True)

@@ -26,7 +26,8 @@ BUILD_OUTPUT = ROOT / "reports" / "kustomize-build"
 def extra_stages(settings: Settings) -> tuple[ExtraStage, ...]:
     """Return the stages that look at everything rendered: one entry each.
 
-    What a stage needs is imported by its own function, so that a run which finds its answer in the cache pays nothing.
+    What a stage needs is imported by its own function, so that a run which finds its answer in the cache pays nothing:
+    `ExtraStage(Stage.X, lambda rendered, options: __import__("…").x(rendered, options.root), depends_on="…")`.
     """
     return ()
 

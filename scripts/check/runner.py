@@ -23,7 +23,10 @@ ALL = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA, Stage.LINT, Stage.DRY_RUN)
 
 @dataclass(frozen=True)
 class ExtraStage:
-    """A stage that looks at everything rendered: its findings, by a function that imports what it needs itself."""
+    """A stage that looks at everything rendered, in the order in which Flux applies it.
+
+    Its function returns the findings, and imports what it needs itself.
+    """
 
     stage: Stage
     run: Callable[[Sequence[Rendered], Options], list[Finding]]
@@ -154,7 +157,9 @@ def _extra_findings(options: Options, store: Store, renderings: Renderings, cloc
     wanted = [e for e in options.extra if e.stage in options.stages]
     if not wanted:
         return findings
-    built = [a for a in renderings.applied if a.rendering.built]
+    from scripts.check.order import in_apply_order
+
+    built = [a for a in in_apply_order(renderings.applied) if a.rendering.built]
     rendered = [a.rendered for a in built]
     content = digest(code_digest(), [(a.rendering.key, a.names) for a in built], [r.text for r in rendered])
     for extra in wanted:

@@ -93,7 +93,7 @@ def _as_kustomize_takes_it(field: str, patch: Any) -> Any:
 
 def _merged_images(written: list[Any], flux: list[Any]) -> list[Any]:
     """Return a kustomization's images with Flux's over them: name and version are each replaced as a whole."""
-    merged = [dict(image) for image in written]
+    merged = [dict(image) for image in written if isinstance(image, Mapping)]
     for image in flux:
         same = next((m for m in merged if m.get("name") == image.get("name")), None)
         if same is None:
