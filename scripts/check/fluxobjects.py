@@ -13,7 +13,7 @@ from scripts.check.tree import FLUX_GROUPS, FLUX_KUSTOMIZE_GROUP, Document, Tree
 DEFAULT_NAMESPACE = "flux-system"
 SOURCE_KINDS = ("GitRepository", "OCIRepository", "Bucket", "ExternalArtifact", "HelmRepository", "HelmChart")
 # What of a Flux Kustomization changes what its folder renders to.
-_RENDERED_BY: Mapping[str, type] = {
+_RENDERED_BY: Mapping[str, type[Any]] = {
     "targetNamespace": str,
     "namePrefix": str,
     "nameSuffix": str,
@@ -27,7 +27,7 @@ _RENDERED_BY: Mapping[str, type] = {
     "postBuild": dict,
 }
 # What the items of its lists are.
-_ITEMS: Mapping[str, type] = {"patches": dict, "patchesJson6902": dict, "images": dict, "components": str}
+_ITEMS: Mapping[str, type[Any]] = {"patches": dict, "patchesJson6902": dict, "images": dict, "components": str}
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def render_spec(flux: FluxObject, folder: str) -> RenderSpec:
     """Return how Flux renders the folder of a Kustomization."""
     settings: dict[str, Any] = {}
     for key, kind in _RENDERED_BY.items():
-        value = flux.spec.get(key)
+        value: Any = flux.spec.get(key)
         # A value of another type is a finding of its schema, and nothing that could be rendered by.
         if value and isinstance(value, kind):
             settings[key] = [i for i in value if isinstance(i, _ITEMS[key])] if key in _ITEMS else value

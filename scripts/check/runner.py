@@ -161,7 +161,9 @@ def _extra_findings(options: Options, store: Store, renderings: Renderings, cloc
 
     built = [a for a in in_apply_order(renderings.applied) if a.rendering.built]
     rendered = [a.rendered for a in built]
-    content = digest(code_digest(), [(a.rendering.key, a.names) for a in built], [r.text for r in rendered])
+    # What a stage sees, and the places that its findings name.
+    seen = [(a.rendering.spec.folder, a.names, a.rendering.texts, [str(p) for p in a.rendering.places]) for a in built]
+    content = digest(code_digest(), seen)
     for extra in wanted:
         with clock.of(extra.stage):
             key = digest(content, extra.stage.value, extra.depends_on, options.pins)
