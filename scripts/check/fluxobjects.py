@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripts.check.model import Place, Resource
-from scripts.check.tree import FLUX_GROUPS, FLUX_KUSTOMIZE_GROUP, Document, Tree, join
+from scripts.check.sourcefile import FLUX_GROUPS, FLUX_KUSTOMIZE_GROUP, Document
+from scripts.check.tree import Tree, join
 
 DEFAULT_NAMESPACE = "flux-system"
 SOURCE_KINDS = ("GitRepository", "OCIRepository", "Bucket", "ExternalArtifact", "HelmRepository", "HelmChart")

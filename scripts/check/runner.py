@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.check.model import Finding, Report, Row, Severity, Stage
+from scripts.check.sourcefile import source_from_record, source_to_record
 from scripts.check.store import Store, code_digest, digest, from_record, identity_of, to_record
-from scripts.check.tree import Tree, join, source_from_record, source_to_record
+from scripts.check.tree import Tree, join
 
 if TYPE_CHECKING:
     from scripts.check.graph import Graph

@@ -16,7 +16,8 @@ from typing import Any
 from scripts.check.fluxobjects import RenderSpec
 from scripts.check.graph import Graph, Kustomization
 from scripts.check.references import ReferenceKind, every_string
-from scripts.check.tree import KUSTOMIZATION_FILES, join
+from scripts.check.sourcefile import KUSTOMIZATION_FILES
+from scripts.check.tree import join
 
 
 def stage(graph: Graph, spec: RenderSpec, kustomization: Kustomization, into: Path) -> Path:

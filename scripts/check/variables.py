@@ -11,8 +11,9 @@ from typing import Any
 
 from scripts.check.fluxobjects import RenderSpec
 from scripts.check.graph import Graph
+from scripts.check.sourcefile import Document
 from scripts.check.substitute import VARIABLE_NAME
-from scripts.check.tree import Document, join
+from scripts.check.tree import join
 
 
 @dataclass(frozen=True)
