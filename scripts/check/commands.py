@@ -29,8 +29,10 @@ BUILD_OUTPUT = ROOT / "reports" / "kustomize-build"
 def extra_stages(settings: Settings) -> tuple[ExtraStage, ...]:
     """Return the stages that look at everything rendered: one entry each.
 
-    What a stage needs is imported by its own function, so that a run which finds its answer in the cache pays nothing.
+    What a stage needs is imported by its own function, so that a run which finds its answer in the cache pays nothing:
+    `ExtraStage(Stage.X, lambda rendered, options: __import__("…").x(rendered, options.root), depends_on="…")`.
     """
+
     def lint(rendered: Sequence[Rendered], _: Options) -> list[Finding]:
         from scripts.check.lint import lint
 
@@ -104,7 +106,11 @@ def run(settings: Settings, stages: Sequence[Stage], output: Output) -> int:
     options = options_for(settings, stages=stages)
     missing = Stage.DRY_RUN in stages and all(e.stage is not Stage.DRY_RUN for e in options.extra)
     if missing and output is Output.TEXT:
-        why = f"{' and '.join(DRY_RUN_TOOLS)} are not there (`make setup-all` brings them)" if settings.dry_run else "DRY_RUN=0"
+        why = (
+            f"{' and '.join(DRY_RUN_TOOLS)} are not there (`make setup-all` brings them)"
+            if settings.dry_run
+            else "DRY_RUN=0"
+        )
         console.raw(f"dry run left out: {why}")
     return show(check(options).report, output)
 
@@ -122,11 +128,13 @@ def structure(settings: Settings, output: Output) -> int:
     """Show the tree as a picture, and what is wrong with how it hangs together."""
     stages = (Stage.STRUCTURE,)
     checked = check(options_for(settings, stages=stages), need_renderings=output is Output.TEXT)
-    if output is Output.TEXT:
-        from scripts.check import picture
+    if output is not Output.TEXT:
+        return show(checked.report, output)
+    from scripts.check import picture
 
-        picture.draw(checked)
-    return show(checked.report, output)
+    picture.draw(checked)
+    text_report.print_findings(checked.report)
+    return 0 if checked.report.ok else 1
 
 
 def build(settings: Settings, output: Output) -> int:
@@ -151,7 +159,9 @@ def diff(settings: Settings, base: str, live: bool, output: str) -> int:
         from scripts.kube import Kube
 
         kube = Kube(settings.context, settings.tools_dir / "kubectl")
-        changes = differences.against_cluster(kube, check(options, need_renderings=True).report.rendered)
+        renderings = check(options, need_renderings=True).renderings
+        assert renderings is not None
+        changes = differences.against_cluster(kube, renderings.applied)
         base = f"cluster {settings.context}"
     else:
         changes = differences.against_revision(options, base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tarfile
 import tempfile
@@ -11,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from scripts.check.fluxobjects import FluxObject
 from scripts.check.model import Rendered, Resource, Stage
 from scripts.check.origin import split
+from scripts.check.renderer import Applied
 from scripts.check.runner import Options, check
 from scripts.errors import LabError, UsageError
 from scripts.git import git
@@ -166,35 +169,33 @@ def check_out(root: Path, revision: str, into: Path) -> Path | None:
     return found if found.is_dir() else None
 
 
-def against_cluster(kube: Kube, rendered: Sequence[Rendered]) -> list[EnvironmentChange]:
+def against_cluster(kube: Kube, applied: Sequence[Applied]) -> list[EnvironmentChange]:
     """Return what applying the tree would change in a cluster, by the API server's own dry run."""
     changes = []
-    for each in rendered:
-        if not each.flux_kustomizations:
-            continue
-        objects = [_as_flux_applies(r, each.flux_kustomizations[0]) for r in each.resources]
-        import json
-
-        done = kube.kubectl(
-            "diff", "--server-side", "--force-conflicts", f"--field-manager={_FIELD_MANAGER}", "--filename", "-",
-            check=False, timeout_s=120, input_text=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}),
-        )  # fmt: skip
-        if done.exit_code > 1:
-            raise LabError(
-                f"The cluster refuses to compare {each.kustomization}: {done.stderr.strip().splitlines()[-1]}",
-                "make status, and make kustomize-check",
-            )
-        objects_changed = tuple(_kubectl_changes(done.stdout))
-        if objects_changed:
-            changes.append(EnvironmentChange(f"{each.kustomization} ({each.flux_kustomizations[0]})", objects_changed))
+    for each in applied:
+        for flux in each.flux[:1] if each.rendering.built else []:
+            objects = [_as_flux_applies(r, flux) for r in each.rendering.resources]
+            done = kube.kubectl(
+                "diff", "--server-side", "--force-conflicts", f"--field-manager={_FIELD_MANAGER}", "--filename", "-",
+                check=False, timeout_s=120, input_text=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}),
+            )  # fmt: skip
+            if done.exit_code > 1:
+                said = done.stderr.strip().splitlines() or ["no reason given"]
+                raise LabError(
+                    f"The cluster refuses to compare {each.rendering.spec.folder}: {said[-1]}",
+                    "make status, and make kustomize-check",
+                )
+            objects_changed = tuple(_kubectl_changes(done.stdout))
+            if objects_changed:
+                changes.append(EnvironmentChange(f"{each.rendering.spec.folder} ({flux.name})", objects_changed))
     return changes
 
 
-def _as_flux_applies(resource: Resource, flux: str) -> dict[str, Any]:
+def _as_flux_applies(resource: Resource, flux: FluxObject) -> dict[str, Any]:
     """Return an object with the labels that kustomize-controller puts on all it applies."""
     data = dict(resource.data)
     metadata = dict(data.get("metadata") or {})
-    owner = {"kustomize.toolkit.fluxcd.io/name": flux, "kustomize.toolkit.fluxcd.io/namespace": "flux-system"}
+    owner = {"kustomize.toolkit.fluxcd.io/name": flux.name, "kustomize.toolkit.fluxcd.io/namespace": flux.namespace}
     metadata["labels"] = {**(metadata.get("labels") or {}), **owner}
     data["metadata"] = metadata
     return data

@@ -15,12 +15,11 @@ from scripts.check.fluxobjects import (
     folder_of,
     source_of,
 )
-from scripts.check.graph import Graph
+from scripts.check.graph import Graph, circles_of
 from scripts.check.kinds import is_cluster_scoped
 from scripts.check.model import Finding, Place, Resource, Severity, Stage
 from scripts.check.patches import unmatched_flux_patches
 from scripts.check.renderer import Applied, Renderings
-from scripts.check.structure import circles_of
 
 # Where the chart of a HelmRelease comes from.
 _CHART_SOURCES = (("chart", "spec", "sourceRef"), ("chartRef",))

@@ -8,15 +8,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripts.check.model import Place, Resource
-from scripts.check.tree import FLUX_GROUPS, FLUX_KUSTOMIZE_GROUP, Document, Tree, join
+from scripts.check.sourcefile import FLUX_GROUPS, FLUX_KUSTOMIZE_GROUP, Document
+from scripts.check.tree import Tree, join
 
 DEFAULT_NAMESPACE = "flux-system"
 SOURCE_KINDS = ("GitRepository", "OCIRepository", "Bucket", "ExternalArtifact", "HelmRepository", "HelmChart")
 # What of a Flux Kustomization changes what its folder renders to.
-_RENDERED_BY = (
-    "targetNamespace", "namePrefix", "nameSuffix", "patches", "patchesStrategicMerge", "patchesJson6902", "images",
-    "components", "ignoreMissingComponents", "commonMetadata", "postBuild",
-)  # fmt: skip
+_RENDERED_BY: Mapping[str, type[Any]] = {
+    "targetNamespace": str,
+    "namePrefix": str,
+    "nameSuffix": str,
+    "patches": list,
+    "patchesStrategicMerge": list,
+    "patchesJson6902": list,
+    "images": list,
+    "components": list,
+    "ignoreMissingComponents": bool,
+    "commonMetadata": dict,
+    "postBuild": dict,
+}
+# What the items of its lists are.
+_ITEMS: Mapping[str, type[Any]] = {"patches": dict, "patchesJson6902": dict, "images": dict, "components": str}
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,12 @@ def from_resource(tree: Tree, resource: Resource, scope: str) -> FluxObject:
 
 def render_spec(flux: FluxObject, folder: str) -> RenderSpec:
     """Return how Flux renders the folder of a Kustomization."""
-    settings = {key: flux.spec[key] for key in _RENDERED_BY if flux.spec.get(key)}
+    settings: dict[str, Any] = {}
+    for key, kind in _RENDERED_BY.items():
+        value: Any = flux.spec.get(key)
+        # A value of another type is a finding of its schema, and nothing that could be rendered by.
+        if value and isinstance(value, kind):
+            settings[key] = [i for i in value if isinstance(i, _ITEMS[key])] if key in _ITEMS else value
     post_build = _mapping(settings.get("postBuild"))
     near = flux.place.file if post_build.get("substituteFrom") else ""
     return RenderSpec(folder, settings, flux.namespace if post_build else DEFAULT_NAMESPACE, near)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from scripts.check.references import (
     Reference,
@@ -17,13 +17,16 @@ from scripts.check.references import (
     references,
     target_of,
 )
-from scripts.check.tree import YAML_SUFFIXES, Document, FileKind, Tree, digest_of_entries, is_below, join
+from scripts.check.sourcefile import Document
+from scripts.check.tree import YAML_SUFFIXES, FileKind, Tree, digest_of_entries, is_below, join
 
 # What source-controller leaves out of an artifact, so that no generated kustomization lists it.
 _NOT_IN_ARTIFACTS = {
     ".travis.yml", ".gitlab-ci.yml", "appveyor.yml", ".drone.yml", "cloudbuild.yaml", "codeship-services.yml",
     "codeship-steps.yml", ".goreleaser.yml", ".sops.yaml", ".flux.yaml",
 }  # fmt: skip
+
+T = TypeVar("T", str, int)
 
 
 @dataclass(frozen=True)
@@ -229,3 +232,27 @@ class Graph:
             for index, name in enumerate(names)
         )
         return Kustomization(folder, "", data, document, found)
+
+
+def circles_of(onward: Mapping[T, Sequence[T]]) -> list[list[T]]:
+    """Return the circles of a graph, each once and told from its least member on."""
+    done: set[T] = set()
+    circles: dict[tuple[T, ...], None] = {}
+    for start in onward:
+        # The way to where the search stands, and what is left to try from each step of it.
+        way: list[T] = []
+        left = [iter([start])]
+        while left:
+            following = next(left[-1], None)
+            if following is None:
+                left.pop()
+                if way:
+                    done.add(way.pop())
+            elif following in way:
+                circle = way[way.index(following) :]
+                least = circle.index(min(circle))
+                circles[tuple(circle[least:] + circle[:least])] = None
+            elif following not in done and following in onward:
+                way.append(following)
+                left.append(iter(onward[following]))
+    return [list(c) for c in circles]

@@ -15,7 +15,8 @@ from typing import Any, SupportsIndex
 from scripts.check import yamlfile
 from scripts.check.graph import Graph
 from scripts.check.model import Place
-from scripts.check.tree import Document, join
+from scripts.check.sourcefile import Document
+from scripts.check.tree import join
 
 ORIGIN = "config.kubernetes.io/origin"
 _METADATA = re.compile(r"^metadata:\n(?:[ ].*\n|\n)*", re.MULTILINE)

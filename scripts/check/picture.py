@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scripts import console
 from scripts.check.fluxobjects import FluxObject, folder_of
 from scripts.check.graph import Graph
 from scripts.check.references import ReferenceKind, folder_target
@@ -71,7 +72,9 @@ def draw(checked: Checked) -> None:
         folder = folder_of(graph.tree, flux)
         if folder is None or folder not in shown:
             add_flux(picture, flux)
-    Console(highlight=False, soft_wrap=True).print(picture)
+    out = Console(highlight=False)
+    # A pipe has no width: nothing is cut off for it.
+    (out if out.is_terminal else Console(highlight=False, width=console.PIPE_WIDTH, no_color=True)).print(picture)
 
 
 def _add_references(graph: Graph, branch: object, folder: str) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from scripts.check.tree import Document, Tree, join
+from scripts.check.sourcefile import Document
+from scripts.check.tree import Tree, join
 
 # How kustomize knows an address of a repository or a file on the web.
 _REMOTE = re.compile(r"^(?:[a-z+]+::|https?://|ssh://|git@|gh:|github\.com[:/])|\?(?:ref|version)=", re.IGNORECASE)

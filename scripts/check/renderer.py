@@ -42,6 +42,8 @@ class Applied:
     flux: list[FluxObject] = field(default_factory=list)
     # The roots that it follows from.
     scopes: list[str] = field(default_factory=list)
+    # The renderings that hold the Flux Kustomizations which apply it.
+    parents: list[Applied] = field(default_factory=list)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,6 +70,7 @@ class _Job:
     spec: RenderSpec
     flux: FluxObject | None
     scope: str
+    parent: Applied | None = None
 
 
 class Renderer:
@@ -106,9 +109,9 @@ class Renderer:
         for rendering in self.fresh:
             self.store.put("renders", rendering.key, rendering.to_record())
 
-    def _job(self, flux: FluxObject, scope: str) -> _Job:
+    def _job(self, flux: FluxObject, scope: str, parent: Applied | None = None) -> _Job:
         folder = folder_of(self.graph.tree, flux)
-        return _Job(render_spec(flux, folder if folder is not None else "\0"), flux, scope)
+        return _Job(render_spec(flux, folder if folder is not None else "\0"), flux, scope, parent)
 
     def _run(self, jobs: list[_Job]) -> None:
         queue = deque(jobs)
@@ -140,6 +143,7 @@ class Renderer:
         known = self._by_spec.get(name)
         if known:
             known.flux += [job.flux] if job.flux else []
+            known.parents += [job.parent] if job.parent else []
             if job.scope not in known.scopes:
                 known.scopes.append(job.scope)
                 self._follow(known, job.scope, follow)
@@ -154,7 +158,8 @@ class Renderer:
             self.graph.content_digest(job.spec.folder, extra),
         )  # fmt: skip
         self.used_keys.append(key)
-        applied = Applied(Rendering(job.spec, key), [job.flux] if job.flux else [], [job.scope])
+        parents = [job.parent] if job.parent else []
+        applied = Applied(Rendering(job.spec, key), [job.flux] if job.flux else [], [job.scope], parents)
         self._by_spec[name] = applied
         blocked = next((b for f in (job.spec.folder, *extra) for b in broken_builds(self.graph, f, self.broken)), "")
         if blocked:
@@ -188,7 +193,7 @@ class Renderer:
             flux = from_resource(self.graph.tree, resource, scope)
             if flux.is_kustomization:
                 if self._key(flux, scope) not in self._objects:
-                    follow(self._job(flux, scope))
+                    follow(self._job(flux, scope, applied))
             else:
                 self._note(flux, scope)
 

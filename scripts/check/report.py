@@ -22,6 +22,11 @@ def print_report(report: Report) -> None:
         console.table("", columns, rows)
     else:
         console.raw(plain_table(columns, rows))
+    print_findings(report)
+
+
+def print_findings(report: Report) -> None:
+    """Print each finding, and the verdict."""
     for line in finding_lines(report):
         console.raw(line)
     console.raw(closing_line(report))

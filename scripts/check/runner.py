@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.check.model import Finding, Report, Row, Severity, Stage
+from scripts.check.sourcefile import source_from_record, source_to_record
 from scripts.check.store import Store, code_digest, digest, from_record, identity_of, to_record
-from scripts.check.tree import Tree, join, source_from_record, source_to_record
+from scripts.check.tree import Tree, join
 
 if TYPE_CHECKING:
     from scripts.check.graph import Graph
@@ -23,7 +24,10 @@ ALL = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA, Stage.LINT, Stage.DRY_RUN)
 
 @dataclass(frozen=True)
 class ExtraStage:
-    """A stage that looks at everything rendered: its findings, by a function that imports what it needs itself."""
+    """A stage that looks at everything rendered, in the order in which Flux applies it.
+
+    Its function returns the findings, and imports what it needs itself.
+    """
 
     stage: Stage
     run: Callable[[Sequence[Rendered], Options], list[Finding]]
@@ -154,9 +158,13 @@ def _extra_findings(options: Options, store: Store, renderings: Renderings, cloc
     wanted = [e for e in options.extra if e.stage in options.stages]
     if not wanted:
         return findings
-    built = [a for a in renderings.applied if a.rendering.built]
+    from scripts.check.order import in_apply_order
+
+    built = [a for a in in_apply_order(renderings.applied) if a.rendering.built]
     rendered = [a.rendered for a in built]
-    content = digest(code_digest(), [(a.rendering.key, a.names) for a in built], [r.text for r in rendered])
+    # What a stage sees, and the places that its findings name.
+    seen = [(a.rendering.spec.folder, a.names, a.rendering.texts, [str(p) for p in a.rendering.places]) for a in built]
+    content = digest(code_digest(), seen)
     for extra in wanted:
         with clock.of(extra.stage):
             key = digest(content, extra.stage.value, extra.depends_on, options.pins)

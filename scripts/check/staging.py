@@ -16,7 +16,8 @@ from typing import Any
 from scripts.check.fluxobjects import RenderSpec
 from scripts.check.graph import Graph, Kustomization
 from scripts.check.references import ReferenceKind, every_string
-from scripts.check.tree import KUSTOMIZATION_FILES, join
+from scripts.check.sourcefile import KUSTOMIZATION_FILES
+from scripts.check.tree import join
 
 
 def stage(graph: Graph, spec: RenderSpec, kustomization: Kustomization, into: Path) -> Path:
@@ -93,7 +94,7 @@ def _as_kustomize_takes_it(field: str, patch: Any) -> Any:
 
 def _merged_images(written: list[Any], flux: list[Any]) -> list[Any]:
     """Return a kustomization's images with Flux's over them: name and version are each replaced as a whole."""
-    merged = [dict(image) for image in written]
+    merged = [dict(image) for image in written if isinstance(image, Mapping)]
     for image in flux:
         same = next((m for m in merged if m.get("name") == image.get("name")), None)
         if same is None:

@@ -68,7 +68,7 @@ def digest(*parts: object) -> str:
 def code_digest() -> str:
     """Return a digest of the code that makes the records, and of the libraries it stands on."""
     total = hashlib.sha256(sys.version.encode())
-    files = [*sorted((_SCRIPTS / "check").glob("*.py")), _SCRIPTS.parent / "requirements.lock"]
+    files = [*sorted((_SCRIPTS / "check").glob("*.py")), _SCRIPTS / "schemas.py", _SCRIPTS.parent / "requirements.lock"]
     for path in files:
         total.update(path.name.encode())
         total.update(path.read_bytes() if path.exists() else b"-")

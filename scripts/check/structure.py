@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-from scripts.check.graph import Graph, Kustomization
+from scripts.check.graph import Graph, Kustomization, circles_of
 from scripts.check.model import Finding, Place, Severity, Stage
 from scripts.check.references import Reference, ReferenceKind, folder_target
-from scripts.check.tree import KUSTOMIZATION_FILES, KUSTOMIZE_GROUP, Document, FileKind, is_below
+from scripts.check.sourcefile import KUSTOMIZATION_FILES, KUSTOMIZE_GROUP, Document
+from scripts.check.tree import FileKind, is_below
 
 # The fields of a kustomization, deprecated ones included: https://kubectl.docs.kubernetes.io/references/kustomize/
 _LISTS = {
@@ -30,7 +31,6 @@ _MAPPINGS = {
 }
 _TEXTS = {"apiVersion", "kind", "namespace", "namePrefix", "nameSuffix"}
 _FIELDS = _LISTS | _MAPPINGS | _TEXTS
-T = TypeVar("T", str, int)
 _KINDS = ("Kustomization", "Component")
 
 
@@ -308,30 +308,6 @@ def _check_cycles(graph: Graph, result: Structure) -> None:
     onward = {k.folder: [target for _, target in graph.included(k)] for k in graph.all}
     for circle in circles_of(onward):
         _add_cycle(graph, circle, result)
-
-
-def circles_of(onward: Mapping[T, Sequence[T]]) -> list[list[T]]:
-    """Return the circles of a graph, each once and told from its least member on."""
-    done: set[T] = set()
-    circles: dict[tuple[T, ...], None] = {}
-    for start in onward:
-        # The way to where the search stands, and what is left to try from each step of it.
-        way: list[T] = []
-        left = [iter([start])]
-        while left:
-            following = next(left[-1], None)
-            if following is None:
-                left.pop()
-                if way:
-                    done.add(way.pop())
-            elif following in way:
-                circle = way[way.index(following) :]
-                least = circle.index(min(circle))
-                circles[tuple(circle[least:] + circle[:least])] = None
-            elif following not in done and following in onward:
-                way.append(following)
-                left.append(iter(onward[following]))
-    return [list(c) for c in circles]
 
 
 def _add_cycle(graph: Graph, circle: list[str], result: Structure) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from scripts.check.fluxobjects import RenderSpec
 from scripts.check.graph import Graph
+from scripts.check.sourcefile import Document
 from scripts.check.substitute import VARIABLE_NAME
-from scripts.check.tree import Document, join
+from scripts.check.tree import join
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def variables_of(graph: Graph, spec: RenderSpec, near: str) -> Variables:
     values: dict[str, str] = {}
     hidden: set[str] = set()
     missing: list[MissingSource] = []
-    for index, source in enumerate(post_build.get("substituteFrom") or []):
+    sources = post_build.get("substituteFrom")
+    for index, source in enumerate(sources if isinstance(sources, list) else []):
         if not isinstance(source, Mapping):
             continue
         kind, name = str(source.get("kind", "")), str(source.get("name", ""))
@@ -69,7 +71,7 @@ def variables_of(graph: Graph, spec: RenderSpec, near: str) -> Variables:
                 hidden.add(key)
             else:
                 values[key] = value.replace("\n", "")
-    for key, value in (post_build.get("substitute") or {}).items():
+    for key, value in _mapping(post_build.get("substitute")).items():
         hidden.discard(str(key))
         values[str(key)] = _text(value).replace("\n", "")
     active = bool(values or hidden or missing) or post_build.get("substituteStrategy") == "Always"
@@ -97,7 +99,7 @@ def _data_of(document: Document) -> dict[str, str | None]:
     data = document.data or {}
     encrypted = "sops" in data or data.get("kind") == "SealedSecret"
     found: dict[str, str | None] = {}
-    for key, value in (data.get("data") or {}).items():
+    for key, value in _mapping(data.get("data")).items():
         text = _text(value)
         if document.kind == "Secret":
             try:
@@ -106,7 +108,7 @@ def _data_of(document: Document) -> dict[str, str | None]:
                 found[str(key)] = None
                 continue
         found[str(key)] = None if encrypted or text.startswith("ENC[") else text
-    for key, value in (data.get("stringData") or {}).items():
+    for key, value in _mapping(data.get("stringData")).items():
         found[str(key)] = None if encrypted or _text(value).startswith("ENC[") else _text(value)
     return found
 
@@ -116,24 +118,32 @@ def _generated(
 ) -> Iterator[dict[str, str | None]]:
     """Yield the values of generators that make the object under the name that is asked for."""
     field_name = {"ConfigMap": "configMapGenerator", "Secret": "secretGenerator"}.get(kind, "")
-    for generator in data.get(field_name) or []:
+    for generator in _list(data.get(field_name)):
         if not isinstance(generator, Mapping) or generator.get("name") != name:
             continue
         found: dict[str, str | None] = {}
-        for literal in generator.get("literals") or []:
+        for literal in _list(generator.get("literals")):
             key, _, value = str(literal).partition("=")
             found[key] = value.strip("'\"")
-        for env in [*(generator.get("envs") or []), *([generator["env"]] if generator.get("env") else [])]:
+        for env in [*_list(generator.get("envs")), *([generator["env"]] if generator.get("env") else [])]:
             path = graph.tree.canonical(join(folder, str(env)))
             if graph.tree.is_file(path):
                 for line in graph.tree.absolute(path).read_text(errors="replace").splitlines():
                     if "=" in line and not line.lstrip().startswith("#"):
                         key, _, value = line.strip().partition("=")
                         found[key] = None if value.startswith("ENC[") else value
-        for file in generator.get("files") or []:
+        for file in _list(generator.get("files")):
             key, _, path = str(file).rpartition("=")
             found[key or posixpath.basename(path)] = None
         yield found
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str:

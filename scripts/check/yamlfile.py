@@ -66,7 +66,7 @@ class _AnchorsAnewLoader(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         """Return the next node, its anchor's earlier definition forgotten."""
         if not self.check_event(yaml.events.AliasEvent):
-            self.anchors.pop(self.peek_event().anchor, None)
+            self.anchors.pop(self.peek_event().anchor, None)  # type: ignore[no-untyped-call]
         return super().compose_node(parent, index)
 
 

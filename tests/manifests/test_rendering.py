@@ -1,13 +1,14 @@
 """A folder is rendered as kustomize-controller applies it: what a Flux Kustomization says is done to it, in Flux's way."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scripts.check.commands import write_builds
-from scripts.check.model import Rendered
-from scripts.check.runner import check
+from scripts.check.model import Finding, Place, Rendered, Stage
+from scripts.check.runner import ExtraStage, Options, check
 from tests.manifests.checking import HEAD, checked, config_map, flux, options, renderings, write
 from tests.manifests.conftest import load_all
 
@@ -202,3 +203,34 @@ def test_builds_are_written_the_same_twice_and_what_is_gone_is_gone(tmp_path: Pa
     assert set(first) == {"apps.yaml", "cluster.yaml"}
     (out / "old.yaml").write_text("left from before")
     assert build("b") == first
+
+
+def test_stages_see_everything_in_the_order_in_which_flux_applies_it(tmp_path: Path) -> None:
+    def depends(name: str) -> str:
+        return f"  dependsOn:\n  - name: {name}\n"
+
+    folders = ["a", "b", "c", "child"]
+    tree = {
+        f"{f}/kustomization.yaml": HEAD + f"namespace: {f if f != 'c' else 'flux-system'}\nresources:\n- x.yaml\n"
+        for f in folders
+    }
+    tree |= {f"{f}/x.yaml": config_map() for f in folders}
+    tree["c/x.yaml"] += "---\n" + flux("child", "./child")
+    tree["cluster/sync.yaml"] = "---\n".join(
+        [flux("a", "./a", depends("b")), flux("b", "./b", depends("c")), flux("c", "./c")]
+    )
+    write(tmp_path / "tree", tree)
+    seen: list[str] = []
+
+    def look(rendered: Sequence[Rendered], chosen: Options) -> list[Finding]:
+        seen.extend(r.kustomization for r in rendered)
+        return [Finding(Stage.LINT, "x", "y", "z", Place("a/x.yaml", 1), kustomization="a")]
+
+    stage = ExtraStage(Stage.LINT, look)
+    report = checked(tmp_path / "tree", tmp_path / "cache", extra=(stage,))
+    assert seen == ["cluster", "c", "b", "child", "a"]
+    assert [f.rule for f in report.findings] == ["x"]
+    # Known by what was rendered: asked again only when that changed.
+    write(tmp_path / "tree", {"a/notes.txt": "no manifest"})
+    assert not checked(tmp_path / "tree", tmp_path / "cache", extra=(stage,)).from_cache
+    assert len(seen) == 5

@@ -1,9 +1,15 @@
+import json
 from typing import Any
 
 import yaml
 
-from scripts.check.diff import as_markdown, as_text, compare
+from scripts.check.build import Rendering
+from scripts.check.diff import against_cluster, as_markdown, as_text, compare
+from scripts.check.fluxobjects import FluxObject, RenderSpec
 from scripts.check.model import Place, Rendered, Resource
+from scripts.check.renderer import Applied
+from scripts.kube import Kube
+from scripts.process import Completed
 
 
 def rendered(folder: str, *objects: dict[str, Any]) -> Rendered:
@@ -83,3 +89,38 @@ def test_a_long_difference_is_cut_in_markdown() -> None:
     text = as_markdown(compare([], after), "main")
     assert "more lines" in text
     assert len(text.splitlines()) < 450
+
+
+def test_the_labels_that_flux_adds_are_no_difference() -> None:
+    flux = FluxObject({"metadata": {"name": "apps", "namespace": "flux-system"}}, Place("x.yaml"))
+    sent: list[dict[str, Any]] = []
+
+    class Cluster(Kube):
+        def kubectl(self, *args: Any, **kwargs: Any) -> Completed:
+            sent.append(json.loads(kwargs["input_text"]))
+            assert args[:3] == ("diff", "--server-side", "--force-conflicts")
+            return Completed((), 1, DIFF, "", 0.0)
+
+    spec = RenderSpec("apps")
+    text = yaml.safe_dump(thing("ConfigMap", "a", data={"x": "1"}))
+    rendering = Rendering(spec, "key", (text,), (Place("x.yaml", 1),), built=True)
+    changes = against_cluster(Cluster("test"), [Applied(rendering, [flux])])
+    assert sent[0]["items"][0]["metadata"]["labels"] == {
+        "kustomize.toolkit.fluxcd.io/name": "apps",
+        "kustomize.toolkit.fluxcd.io/namespace": "flux-system",
+    }
+    assert [(o.subject, o.verb) for o in changes[0].objects] == [("v1.ConfigMap.dev.a", "changed")]
+    assert '+  x: "1"' in changes[0].objects[0].lines
+
+
+# As `kubectl diff` prints it.
+DIFF = """\
+diff -u -N /tmp/LIVE-1/v1.ConfigMap.dev.a /tmp/MERGED-2/v1.ConfigMap.dev.a
+--- /tmp/LIVE-1/v1.ConfigMap.dev.a\t2026-11-25 01:00:00
++++ /tmp/MERGED-2/v1.ConfigMap.dev.a\t2026-11-25 01:00:00
+@@ -1,4 +1,4 @@
+ apiVersion: v1
+ data:
+-  x: "0"
++  x: "1"
+"""
