@@ -118,7 +118,7 @@ def _policy(mark: str) -> Marker:
     binding = {"policyName": name, "validationActions": ["Warn"]}
     return Marker(
         "policies and namespaces",
-        frozenset({"Namespace", "CustomResourceDefinition"})
+        frozenset({"Namespace"})
         | {f"{k}AdmissionPolicy{b}" for k in ("Validating", "Mutating") for b in ("", "Binding")},
         (
             _namespace(mark),

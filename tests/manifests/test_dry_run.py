@@ -39,8 +39,10 @@ def judge(chosen: Settings) -> Iterator[Judge]:
     assert find_binaries(chosen.tools_dir), "kube-apiserver and etcd are not there: `make setup-all` brings them"
     with kept_warm(chosen):
 
-        def run(*objects: Object, before: Sequence[Object] = ()) -> list[Finding]:
-            return dry_run([rendered(objects)], chosen, versions.load(), [rendered(before)])
+        def run(
+            *objects: Object, before: Sequence[Object] = (), namespaces: Sequence[Object] = NAMESPACES
+        ) -> list[Finding]:
+            return dry_run([rendered([*namespaces, *objects])], chosen, versions.load(), [rendered(before)])
 
         yield run
 
@@ -54,11 +56,12 @@ def parse(text: str) -> list[Object]:
     return [d for d in yaml.load_all(text, yaml.CSafeLoader) if d]
 
 
-(NAMESPACE,) = parse("{apiVersion: v1, kind: Namespace, metadata: {name: shop}}")
-(RESTRICTED,) = parse(
-    "{apiVersion: v1, kind: Namespace,"
-    " metadata: {name: shop, labels: {pod-security.kubernetes.io/enforce: restricted}}}"
-)
+# A namespace that takes every pod, and one that takes only restricted ones: the same in most runs, which is quick.
+NAMESPACES = parse("""
+{apiVersion: v1, kind: Namespace, metadata: {name: shop}}
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: strict, labels: {pod-security.kubernetes.io/enforce: restricted}}}
+""")
 (DEPLOYMENT,) = parse("""
 apiVersion: apps/v1
 kind: Deployment
@@ -119,6 +122,10 @@ def changed(thing: Object, path: str, value: Any) -> Object:
     return result
 
 
+def strict(thing: Object) -> Object:
+    return changed(thing, "metadata/namespace", "strict")
+
+
 def workload(kind: str) -> Object:
     """Return the Deployment's pod as another kind of workload makes it."""
     template = copy.deepcopy(DEPLOYMENT["spec"]["template"])
@@ -140,11 +147,11 @@ CONTAINER = "spec/template/spec/containers/0"
 # What is rendered; what is then said, as rule and words of the message, of an object of which kind.
 CASES: dict[str, tuple[list[Object], str, str, str]] = {
     "a CEL rule of a definition": (
-        [NAMESPACE, DEFINITION, changed(WIDGET, "spec/least", 3)], "invalid", "least is at most most", "Widget",
+        [DEFINITION, changed(WIDGET, "spec/least", 3)], "invalid", "least is at most most", "Widget",
     ),
     "an unknown field": ([changed(DEPLOYMENT, "spec/replcas", 3)], "unknown-field", ".spec.replcas", "Deployment"),
     "an unknown field of a custom kind": (
-        [NAMESPACE, DEFINITION, changed(WIDGET, "spec/lest", 3)], "unknown-field", "lest", "Widget",
+        [DEFINITION, changed(WIDGET, "spec/lest", 3)], "unknown-field", "lest", "Widget",
     ),
     "a wrong type": ([changed(DEPLOYMENT, "spec/replicas", "three")], "refused", "expected numeric", "Deployment"),
     "a value out of range": ([changed(DEPLOYMENT, "spec/replicas", -1)], "invalid", "spec.replicas: ", "Deployment"),
@@ -156,7 +163,7 @@ CASES: dict[str, tuple[list[Object], str, str, str]] = {
         "refused", "duplicate entries for key", "Deployment",
     ),
     "Pod Security": (
-        [RESTRICTED, changed(DEPLOYMENT, f"{CONTAINER}/securityContext", {"privileged": True})],
+        [strict(changed(DEPLOYMENT, f"{CONTAINER}/securityContext", {"privileged": True}))],
         "pod-security", "its pods are refused: ", "Deployment",
     ),
     "a quota that one pod is too large for": (
@@ -193,41 +200,43 @@ def test_the_api_servers_refusal_is_a_finding(case: tuple[list[Object], str, str
 
 def test_what_is_well_is_not_refused(judge: Judge) -> None:
     small = changed(DEPLOYMENT, f"{CONTAINER}/resources", {"requests": {"memory": "50Mi"}})
-    assert judge(RESTRICTED, DEFINITION, WIDGET, QUOTA, small) == []
+    assert judge(DEFINITION, WIDGET, QUOTA, small, strict(DEPLOYMENT)) == []
 
 
 @pytest.mark.parametrize("kind", ["StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob"])
 def test_every_kind_of_workload_is_judged_by_its_pod(kind: str, judge: Judge) -> None:
-    assert judge(RESTRICTED, workload(kind)) == []
+    assert judge(strict(workload(kind))) == []
     path = "jobTemplate/spec/" if kind == "CronJob" else ""
     bad = changed(workload(kind), f"spec/{path}template/spec/hostNetwork", True)
-    (found,) = judge(RESTRICTED, bad)
-    assert (found.rule, found.subject) == ("pod-security", f"{kind} shop/web")
+    (found,) = judge(strict(bad))
+    assert (found.rule, found.subject) == ("pod-security", f"{kind} strict/web")
     assert "host namespaces" in found.message
 
 
 def test_nothing_is_left_from_one_run_to_the_next(judge: Judge) -> None:
     large = changed(DEPLOYMENT, f"{CONTAINER}/resources", {"requests": {"memory": "200Mi"}})
-    assert [f.rule for f in judge(NAMESPACE, QUOTA, large)] == ["quota"]
+    assert [f.rule for f in judge(QUOTA, large)] == ["quota"]
     # Without the quota it fits, without the namespace it has none, without the definition the kind is unknown.
-    assert judge(NAMESPACE, large) == []
-    assert [(f.rule, f.severity) for f in judge(large)] == [("not-in-tree", Severity.WARNING)]
-    assert judge(NAMESPACE, DEFINITION, WIDGET) == []
-    assert [(f.rule, f.severity) for f in judge(NAMESPACE, WIDGET)] == [("unknown-kind", Severity.WARNING)]
+    assert judge(large) == []
+    assert [(f.rule, f.severity) for f in judge(large, namespaces=[])] == [("not-in-tree", Severity.WARNING)]
+    assert judge(DEFINITION, WIDGET) == []
+    assert [(f.rule, f.severity) for f in judge(WIDGET)] == [("unknown-kind", Severity.WARNING)]
 
 
 def test_a_namespaces_level_is_that_of_this_run(judge: Judge) -> None:
     bad = changed(DEPLOYMENT, f"{CONTAINER}/securityContext", {"privileged": True})
-    for _ in range(3):
-        assert [f.rule for f in judge(RESTRICTED, bad)] == ["pod-security"]
-        assert judge(NAMESPACE, bad) == []
+    shop, restricted = NAMESPACES
+    closed = changed(shop, "metadata/labels", restricted["metadata"]["labels"])
+    for _ in range(2):
+        assert [f.rule for f in judge(bad, namespaces=[closed])] == ["pod-security"]
+        assert judge(bad) == []
 
 
 def test_a_definition_that_can_not_be_changed_into_the_other_is_made_anew(judge: Judge) -> None:
     cluster_wide = changed(changed(DEFINITION, "spec/scope", "Cluster"), "spec/versions/0/name", "v2")
     alone = {**WIDGET, "apiVersion": "shop.example/v2", "metadata": {"name": "w"}}
     for _ in range(2):
-        assert judge(NAMESPACE, DEFINITION, WIDGET) == []
+        assert judge(DEFINITION, WIDGET) == []
         assert judge(cluster_wide, alone) == []
 
 
@@ -237,18 +246,18 @@ def test_what_is_there_already_can_not_be_changed_where_it_is_immutable(judge: J
         "spec/template/metadata/labels",
         {"app": "web2"},
     )
-    (found,) = judge(NAMESPACE, other, before=[NAMESPACE, DEPLOYMENT])
+    (found,) = judge(other, before=[DEPLOYMENT])
     assert (found.rule, found.subject) == ("immutable-field", "Deployment shop/web")
-    assert judge(NAMESPACE, other) == []
+    assert judge(other) == []
     forced = changed(other, "metadata/annotations", {"kustomize.toolkit.fluxcd.io/force": "enabled"})
-    assert judge(NAMESPACE, forced, before=[NAMESPACE, DEPLOYMENT]) == []
+    assert judge(forced, before=[DEPLOYMENT]) == []
 
 
 def test_stand_ins_for_what_others_make_are_named(judge: Judge) -> None:
     odd = changed(DEPLOYMENT, "spec/template/spec/priorityClassName", "high")
     odd = changed(odd, "spec/template/spec/serviceAccountName", "web")
     odd = changed(odd, "spec/template/spec/runtimeClassName", "gvisor")
-    found = judge(NAMESPACE, odd)
+    found = judge(odd)
     assert {f.rule for f in found} == {"not-in-tree"}
     assert {f.severity for f in found} == {Severity.WARNING}
     assert sorted(f.message.split(" is not")[0] for f in found) == [
@@ -265,7 +274,7 @@ def test_an_encrypted_secret_and_an_address_of_the_cluster_are_not_held_against_
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "shop"},
         "spec": {"clusterIP": "10.43.0.10", "ports": [{"port": 53}]},
     }  # fmt: skip
-    assert judge(NAMESPACE, secret, service) == []
+    assert judge(secret, service) == []
 
 
 # ---------------------------------------------------------------- this tree
