@@ -68,8 +68,15 @@ def ensure_tools(settings: Settings) -> str:
     outcome = provide.ensure_check_tools(settings, versions.load(), settings.state_dir / "logs")
     if outcome.changed:
         console.line(outcome.what)
-    store.put("tools", "current", [pins, *(identity_of(t) for t in tools)])
+    note_tools(settings)
     return pins
+
+
+def note_tools(settings: Settings) -> None:
+    """Note that the tools, as they are, are those of the pins."""
+    pins = digest([p.read_text() if p.exists() else "" for p in PIN_FILES])
+    tools = [settings.tools_dir / name for name in TOOLS]
+    Store(check_cache(settings)).put("tools", "current", [pins, *(identity_of(t) for t in tools)])
 
 
 def definitions(settings: Settings) -> Definitions:

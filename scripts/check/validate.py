@@ -201,11 +201,10 @@ class Validator:
     def _findings(
         self, rendering: Rendering, messages: dict[str, list[_Message]], elsewhere: _Elsewhere
     ) -> Iterator[Finding]:
-        for text, place in zip(rendering.texts, rendering.places, strict=True):
+        for text, resource in zip(rendering.texts, rendering.resources, strict=True):
             found = messages.get(text)
             if not found:
                 continue
-            resource = Resource(read_object(text), place)
             for message in found:
                 if _is_stand_in(resource, message):
                     continue
