@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from scripts.check import origin
-from scripts.check.builderrors import explain
 from scripts.check.fluxobjects import RenderSpec
 from scripts.check.graph import Graph
 from scripts.check.model import Finding, Place, Rendered, Resource, Stage
@@ -25,7 +24,7 @@ from scripts.process import CommandError, Completed, run
 BUILD_TIMEOUT_S = 60
 SUBSTITUTE_ANNOTATION = "kustomize.toolkit.fluxcd.io/substitute"
 # A build lives for a tenth of a second: collecting its garbage costs a third of that, so it is done only for memory's sake.
-_ENV = {"GOGC": "off", "GOMEMLIMIT": "90MiB", "GIT_TERMINAL_PROMPT": "0"}
+GO_ENV = {"GOGC": "off", "GOMEMLIMIT": "90MiB", "GIT_TERMINAL_PROMPT": "0"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Build:
             return run(
                 [self.kustomize, "build", self.staged, "--load-restrictor", "LoadRestrictionsNone"],
                 timeout_s=BUILD_TIMEOUT_S,
-                env=_ENV,
+                env=GO_ENV,
                 check=False,
             )
         except CommandError as error:
@@ -119,15 +118,8 @@ def prepare(graph: Graph, spec: RenderSpec, key: str, variables: Variables, kust
 def finish(graph: Graph, build: Build, done: Completed | CommandError) -> Rendering:
     """Return the rendering that kustomize's output makes."""
     spec = build.spec
-    if isinstance(done, CommandError):
-        finding = explain(graph, spec, done.what, build.staged, build.into)
-        return Rendering(spec, build.key, findings=(finding,))
-    if done.exit_code != 0:
-        findings = [explain(graph, spec, done.stderr, build.staged, build.into)]
-        if findings[0].rule == "patch-no-match":
-            # kustomize stops at the first.
-            findings += [f for f in unmatched_patches(graph, spec, None) if f.place != findings[0].place]
-        return Rendering(spec, build.key, findings=tuple(findings), seconds=done.seconds)
+    if isinstance(done, CommandError) or done.exit_code != 0:
+        return _failed(graph, build, done)
     texts: list[str] = []
     objects: list[dict[str, Any]] = []
     places: list[Place] = []
@@ -156,6 +148,20 @@ def finish(graph: Graph, build: Build, done: Completed | CommandError) -> Render
     )
     unmatched = unmatched_patches(graph, spec, rendering.resources)
     return replace(rendering, findings=(*problems, *unmatched))
+
+
+def _failed(graph: Graph, build: Build, done: Completed | CommandError) -> Rendering:
+    # Imported here: its many patterns are compiled only where something failed.
+    from scripts.check.builderrors import explain
+
+    spec = build.spec
+    if isinstance(done, CommandError):
+        return Rendering(spec, build.key, findings=(explain(graph, spec, done.what, build.staged, build.into),))
+    findings = [explain(graph, spec, done.stderr, build.staged, build.into)]
+    if findings[0].rule == "patch-no-match":
+        # kustomize stops at the first.
+        findings += [f for f in unmatched_patches(graph, spec, None) if f.place != findings[0].place]
+    return Rendering(spec, build.key, findings=tuple(findings), seconds=done.seconds)
 
 
 def _of_tree(graph: Graph, build: Build, path: str) -> str:
