@@ -81,7 +81,7 @@ def _download(go: GoToolchain, workspace: Path, log: Path) -> None:
 
 def _stamps(module: GoModule) -> dict[str, str]:
     stamps = dict(module.stamps)
-    if module.module:
+    if module.staging:
         # Kubernetes: the API server's version is what its clients negotiate by.
         version = module.module.rpartition("@")[2]
         major, minor, _ = version.removeprefix("v").split(".", 2)

@@ -68,8 +68,9 @@ def _go(go: GoToolchain, name: str, module: GoModule) -> None:
             shutil.copy2(target / "main.go", work / "main.go")
             source = (module_dir(go, module.module) / "go.mod").read_text()
             staged = sorted({match[1] for match in _STAGED.finditer(source)})
-            lines += [f"require {path} {version}", "replace ("]
-            lines += [f"\t{m} => {m} {module.staging}" for m in staged] + [")"]
+            lines += [f"require {path} {version}"]
+            if module.staging:
+                lines += ["replace ("] + [f"\t{m} => {m} {module.staging}" for m in staged] + [")"]
             command = ["mod", "tidy"]
         else:
             lines += [f"replace {path} => {path} {version}" for path, version in module.replace.items()]
