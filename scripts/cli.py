@@ -96,13 +96,14 @@ def _tools(chosen: Settings) -> int:
 def _doctor(chosen: Settings) -> int:
     from scripts import labfacts, preflight, provide, sourcebuild
     from scripts.cache import Cache
+    from scripts.preconditions import Level
 
     source, why = provide.choose_source(chosen)
     console.line(f"image source: {source} ({why})")
     warm = sourcebuild.is_warm(Cache(chosen.cache_dir), versions.load())
     findings = labfacts.run_checks(chosen, source, warm)
     preflight.render(findings)
-    return 1 if any(f.level is preflight.Level.ERROR for f in findings) else 0
+    return 1 if any(f.level is Level.ERROR for f in findings) else 0
 
 
 def _status(chosen: Settings) -> int:
