@@ -29,19 +29,30 @@ def lab_kube(settings: Settings) -> Kube:
     return kube
 
 
+def live_namespaces(settings: Settings) -> frozenset[str]:
+    """Return the cluster's namespaces; none where no cluster answers."""
+    kube = Kube(settings.context)
+    if not kube.is_up():
+        return frozenset()
+    return frozenset(n.metadata.name for n in kube.call(kube.core.list_namespace).items)
+
+
 def push(settings: Settings) -> None:
-    """Push the current commit and wait until every Kustomization that follows main is Ready at it."""
+    """Push the current commit and wait until every Kustomization is Ready; environments get and lose their branches."""
     copy = git.require_clean()
     kube = lab_kube(settings)
     git.ensure_remote(settings)
     started = time.monotonic()
+    before = git.remote_branches(settings).get(MAIN_BRANCH, "")
     outcome = git.push_main(settings, copy.head)
-    if not outcome.changed and git.remote_branches(settings).get(MAIN_BRANCH) != copy.head:
+    if not outcome.changed and before != copy.head:
         raise LabError(
             f"The remote's {MAIN_BRANCH} is ahead of this clone; there is nothing to push.",
             f"git pull --rebase {settings.git_remote} {MAIN_BRANCH}",
         )
-    console.done("push", time.monotonic() - started, outcome.what)
+    branches = [git.ensure_environment_branches(settings), git.remove_environment_branches(settings, before, copy.head)]
+    said = [o.what for o in (outcome, *branches) if o is outcome or o.changed]
+    console.done("push", time.monotonic() - started, ", ".join(said))
     wait_until_live(settings, kube)
 
 

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -296,6 +297,42 @@ def test_an_environment_that_was_promoted_is_not_moved(
     server.git("branch", "--delete", "--force", "env/production")
     assert "env/production" in git.ensure_environment_branches(settings, connected.root).what
     assert git.remote_branches(settings, connected.root) == {"main": new, "env/staging": old, "env/production": new}
+
+
+QA = "flux-cd/applications/mock-cluster-aka-namespaces/qa"
+
+
+def test_a_removed_environment_loses_its_branch_and_nothing_else_does(
+    connected: Repository, server: Repository, settings: Settings
+) -> None:
+    before = connected.commit(f"{QA}/kustomization.yaml")
+    git.push_main(settings, before, connected.root)
+    for branch in ("env/qa", "env/staging", "env/somebody-elses"):
+        server.git("branch", branch, before)
+    shutil.rmtree(connected.root / QA)
+    after = connected.commit("flux-cd/other")
+    git.push_main(settings, after, connected.root)
+    outcome = git.remove_environment_branches(settings, before, after, connected.root)
+    assert (outcome.changed, outcome.what) == (True, "env/qa removed")
+    left = {"main": after, "env/staging": before, "env/somebody-elses": before}
+    assert git.remote_branches(settings, connected.root) == left
+    for again in (before, after, ""):
+        assert git.remove_environment_branches(settings, again, after, connected.root).changed is False
+
+
+def test_a_left_over_branch_without_its_environment_is_moved_to_main(
+    connected: Repository, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(git, "environments", lambda: ["dev", "qa"])
+    old = connected.git("rev-parse", "HEAD")
+    git.push(settings, f"{old}:refs/heads/env/qa", connected.root)
+    new = connected.commit(f"{QA}/kustomization.yaml")
+    git.push_main(settings, new, connected.root)
+    assert git.ensure_environment_branches(settings, connected.root).what == "env/qa created"
+    assert git.remote_branches(settings, connected.root)["env/qa"] == new
+    newer = connected.commit(f"{QA}/other.yaml")
+    git.push_main(settings, newer, connected.root)
+    assert git.ensure_environment_branches(settings, connected.root).changed is False
 
 
 def test_a_branch_can_be_made_at_a_commit_this_clone_has_not_fetched(
