@@ -71,16 +71,13 @@ def remove(name: str, check: Check, root: Path = ROOT) -> Change:
         raise UsageError(f"{name} is one of the lab's own environments.", "name one that was added")
 
     def edit(flux_cd: Path) -> None:
-        overlays = _in(flux_cd, OVERLAYS)
-        known = [e for e in environments(overlays) if e not in OWN_ENVIRONMENTS]
+        known = [e for e in environments(_in(flux_cd, OVERLAYS)) if e not in OWN_ENVIRONMENTS]
         if name not in known:
             raise UsageError(
                 f"NAME={name or '(empty)'} is not an environment that was added.",
                 f"take one of: {', '.join(known)}" if known else "none was added: there is nothing to take back",
             )
-        shutil.rmtree(overlays / name)
-        listed = _in(flux_cd, LIST)
-        listed.write_text(listed.read_text().replace(_LINE.format(name), ""))
+        erase_environment(name, flux_cd)
 
     return _change(name, edit, check, root)
 
@@ -134,6 +131,13 @@ def write_environment(name: str, flux_cd: Path) -> None:
     listed = _in(flux_cd, LIST)
     head, last, tail = listed.read_text().rpartition("/sync.yaml\n")
     listed.write_text(f"{head}{last}{_LINE.format(name)}{tail}")
+
+
+def erase_environment(name: str, flux_cd: Path) -> None:
+    """Take an environment's folder and line out of a flux-cd folder."""
+    shutil.rmtree(_in(flux_cd, OVERLAYS) / name)
+    listed = _in(flux_cd, LIST)
+    listed.write_text(listed.read_text().replace(_LINE.format(name), ""))
 
 
 def _source(name: str, flux_cd: Path) -> str:

@@ -73,10 +73,10 @@ def test_an_environment_has_its_size_and_runs_on_workers_only(kube, environment)
     assert hosts and not any("control-plane" in host for host in hosts)
 
 
-def test_test_endpoints_says_that_all_twelve_answer(make):
+def test_test_endpoints_says_that_all_of_them_answer(make):
     result = make("test-endpoints")
     assert result.code == 0, result.output
-    assert result.output.count(" ok") == 12
+    assert result.output.count(" ok") == 4 * len(environments())
 
 
 def test_status_is_healthy_and_its_json_names_every_environment(make):

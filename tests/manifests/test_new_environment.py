@@ -17,7 +17,7 @@ from scripts.settings import FLUX_CD, OVERLAYS, Edge, Settings, source_name
 from tests.manifests.conftest import Build, Tree, load_all
 from tests.manifests.paths import APPLICATIONS
 
-NAME = "qa"
+NAME = "brand-new"  # not one that a person has added
 
 
 @pytest.fixture
@@ -68,9 +68,11 @@ def test_what_depends_on_the_machine_reaches_it_too(
     objects = build_around(build, flux_cd, flux_cd, root)
     (applications,) = (o for o in objects if o["metadata"]["name"] == "applications-sync")
     objects = build_around(build, flux_cd, flux_cd.parent / applications["spec"]["path"], applications)
-    (source,) = (o for o in objects if o["kind"] == "GitRepository")
-    assert source["spec"]["url"] == settings.git_fetch_url
-    assert source["spec"].get("secretRef") == ({"name": flux.GIT_SECRET} if url else None)
+    sources = [o for o in objects if o["kind"] == "GitRepository"]
+    assert source_name(NAME) in {o["metadata"]["name"] for o in sources}
+    for source in sources:
+        assert source["spec"]["url"] == settings.git_fetch_url
+        assert source["spec"].get("secretRef") == ({"name": flux.GIT_SECRET} if url else None)
     for sync in (o for o in objects if o["kind"] == "Kustomization"):
         rendered = build_around(build, flux_cd, flux_cd.parent / sync["spec"]["path"], sync)
         (deployment,) = (o for o in rendered if o["kind"] == "Deployment")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import environments
+from scripts import environments, settings
 from scripts.errors import LabError, UsageError
 from scripts.settings import FLUX_CD, OVERLAYS, OWN_ENVIRONMENTS, ROOT
 
@@ -42,9 +42,11 @@ def person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A working copy with this tree's flux-cd, committed."""
+    """A working copy with this tree's flux-cd, as far as it is the lab's own, committed."""
     root = tmp_path / "work"
     shutil.copytree(FLUX_CD, root / "flux-cd", ignore=shutil.ignore_patterns("crds"))
+    for added in set(settings.environments()) - set(OWN_ENVIRONMENTS):
+        environments.erase_environment(added, root / "flux-cd")
     (root / "README.md").write_text("x\n")
     for args in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "first"]):
         subprocess.run(["git", "-C", root, *args], check=True, timeout=60)

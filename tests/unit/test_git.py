@@ -9,7 +9,7 @@ import pytest
 from scripts import git
 from scripts.errors import LabError, UsageError
 from scripts.process import CommandError
-from scripts.settings import ROOT, Settings
+from scripts.settings import OWN_ENVIRONMENTS, ROOT, Settings
 
 
 class Repository:
@@ -42,6 +42,12 @@ def person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text("[user]\nname = A Person\nemail = person@example.com\n[init]\ndefaultBranch = main\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+
+
+@pytest.fixture(autouse=True)
+def three_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this tree has been given since."""
+    monkeypatch.setattr(git, "environments", lambda: list(OWN_ENVIRONMENTS))
 
 
 @pytest.fixture
