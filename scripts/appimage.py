@@ -34,7 +34,7 @@ _PLATFORMS = {
     "x86_64": ("manylinux2014_x86_64", "manylinux_2_28_x86_64"),
     "aarch64": ("manylinux2014_aarch64", "manylinux_2_28_aarch64"),
 }
-_ACCEPT = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
+ACCEPT = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def pushed_digest(settings: Settings, tag: str) -> str:
     session.trust_env = False
     url = f"http://127.0.0.1:{settings.registry_port}/v2/{APP_NAME}/manifests/{tag}"
     try:
-        answer = session.head(url, headers={"Accept": _ACCEPT}, timeout=10)
+        answer = session.head(url, headers={"Accept": ACCEPT}, timeout=10)
     except requests.RequestException as error:
         raise LabError(
             f"The lab's registry on port {settings.registry_port} does not answer ({type(error).__name__}).",
