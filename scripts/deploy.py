@@ -43,16 +43,15 @@ def push(settings: Settings) -> None:
     kube = lab_kube(settings)
     git.ensure_remote(settings)
     started = time.monotonic()
-    before = git.remote_branches(settings).get(MAIN_BRANCH, "")
     outcome = git.push_main(settings, copy.head)
-    if not outcome.changed and before != copy.head:
+    if not outcome.changed and git.remote_branches(settings).get(MAIN_BRANCH) != copy.head:
         raise LabError(
             f"The remote's {MAIN_BRANCH} is ahead of this clone; there is nothing to push.",
             f"git pull --rebase {settings.git_remote} {MAIN_BRANCH}",
         )
-    branches = [git.ensure_environment_branches(settings), git.remove_environment_branches(settings, before, copy.head)]
-    said = [o.what for o in (outcome, *branches) if o is outcome or o.changed]
-    console.done("push", time.monotonic() - started, ", ".join(said))
+    branches = git.ensure_environment_branches(settings)
+    said = f"{outcome.what}, {branches.what}" if branches.changed else outcome.what
+    console.done("push", time.monotonic() - started, said)
     wait_until_live(settings, kube)
 
 

@@ -126,14 +126,18 @@ def differs(old: str, new: str, paths: Sequence[str], root: Path = ROOT) -> bool
 
 
 def push_main(settings: Settings, head: str, root: Path = ROOT) -> Outcome:
-    """Push a commit to the remote's main branch, never over somebody's commits."""
+    """Push a commit to the remote's main branch, never over somebody's commits.
+
+    An environment that it takes out of main loses its branch: a later one of that name would begin at an old commit.
+    """
     current = remote_branches(settings, root).get(MAIN_BRANCH, "")
     if current == head:
         return Outcome(False, f"{MAIN_BRANCH} is at {head[:10]}")
     if current and is_ancestor(head, current, root):
         return Outcome(False, f"{MAIN_BRANCH} is ahead of this clone, at {current[:10]}")
     push(settings, f"{head}:refs/heads/{MAIN_BRANCH}", root)
-    return Outcome(True, f"{head[:10]} pushed to {MAIN_BRANCH}")
+    removed = _remove_branches(settings, environments_at(current, root) - environments_at(head, root), root)
+    return Outcome(True, ", ".join([f"{head[:10]} pushed to {MAIN_BRANCH}", *(f"{b} removed" for b in removed)]))
 
 
 def push(settings: Settings, refspec: str, root: Path = ROOT) -> str:
@@ -183,22 +187,20 @@ def _lacks(settings: Settings, environment: str, branches: Mapping[str, str], ro
 
 
 def environments_at(commit: str, root: Path = ROOT) -> set[str]:
-    """Return the environments that a commit has."""
+    """Return the environments that a commit has; none where there is no commit."""
+    if not commit:
+        return set()
     folder = OVERLAYS.relative_to(ROOT)
     listed = git("ls-tree", "-d", "--name-only", commit, "--", f"{folder}/", root=root).stdout
     return {Path(line).name for line in listed.splitlines()}
 
 
-def remove_environment_branches(settings: Settings, before: str, after: str, root: Path = ROOT) -> Outcome:
-    """Delete the promotion branches of the environments that a push took out of main."""
-    if not before or before == after:
-        return Outcome(False, "no environment was removed")
-    gone = environments_at(before, root) - environments_at(after, root)
-    there = remote_branches(settings, root)
-    branches = [b for b in sorted(map(environment_branch, gone)) if b in there and b != MAIN_BRANCH]
+def _remove_branches(settings: Settings, environments_gone: set[str], root: Path) -> list[str]:
+    there = remote_branches(settings, root) if environments_gone else {}
+    branches = [b for b in sorted(map(environment_branch, environments_gone)) if b in there and b != MAIN_BRANCH]
     for branch in branches:
         git("push", settings.git_remote, "--delete", f"refs/heads/{branch}", timeout_s=PUSH_TIMEOUT_S, root=root)
-    return Outcome(bool(branches), f"{', '.join(branches)} removed" if branches else "no environment was removed")
+    return branches
 
 
 def credentials(settings: Settings, environ: Mapping[str, str]) -> dict[str, str] | None:

@@ -317,13 +317,11 @@ def test_a_removed_environment_loses_its_branch_and_nothing_else_does(
         server.git("branch", branch, before)
     shutil.rmtree(connected.root / QA)
     after = connected.commit("flux-cd/other")
-    git.push_main(settings, after, connected.root)
-    outcome = git.remove_environment_branches(settings, before, after, connected.root)
-    assert (outcome.changed, outcome.what) == (True, "env/qa removed")
+    outcome = git.push_main(settings, after, connected.root)
+    assert (outcome.changed, outcome.what) == (True, f"{after[:10]} pushed to main, env/qa removed")
     left = {"main": after, "env/staging": before, "env/somebody-elses": before}
     assert git.remote_branches(settings, connected.root) == left
-    for again in (before, after, ""):
-        assert git.remove_environment_branches(settings, again, after, connected.root).changed is False
+    assert git.push_main(settings, after, connected.root).changed is False
 
 
 def test_a_left_over_branch_without_its_environment_is_moved_to_main(
