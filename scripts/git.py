@@ -187,11 +187,9 @@ def _lacks(settings: Settings, environment: str, branches: Mapping[str, str], ro
 
 
 def environments_at(commit: str, root: Path = ROOT) -> set[str]:
-    """Return the environments that a commit has; none where there is no commit."""
-    if not commit:
-        return set()
+    """Return the environments that a commit has; none where the commit is not known here, as in a shallow clone."""
     folder = OVERLAYS.relative_to(ROOT)
-    listed = git("ls-tree", "-d", "--name-only", commit, "--", f"{folder}/", root=root).stdout
+    listed = git("ls-tree", "-d", "--name-only", commit, "--", f"{folder}/", check=False, root=root).stdout
     return {Path(line).name for line in listed.splitlines()}
 
 
