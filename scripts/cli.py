@@ -186,6 +186,24 @@ def _test_endpoints(chosen: Settings) -> int:
     return deploy.test_endpoints(chosen)
 
 
+def _new_environment(chosen: Settings) -> int:
+    from scripts import deploy, environments, manifests, provide
+
+    def check(flux_cd: Path) -> None:
+        log_dir = chosen.state_dir / "logs"
+        provide.ensure_check_tools(chosen, versions.load(), log_dir)
+        manifests.validate(chosen, versions.load(), chosen.tools_dir, flux_cd)
+
+    name = os.environ.get("NAME", "")
+    if os.environ.get("DELETE") == "1":
+        change = environments.remove(name, check)
+    else:
+        change = environments.add(name, check, deploy.live_namespaces(chosen))
+    verb = "removed from" if change.deleted else "committed to"
+    console.line(f"{name} {verb} Git ({change.commit[:10]}); `make push` makes it so in the cluster")
+    return 0
+
+
 def _bench(chosen: Settings) -> int:
     from scripts import bench
 
@@ -223,6 +241,7 @@ COMMANDS: dict[str, Command] = {
     "engine-stop": _engine_stop,
     "lock": _lock,
     "logs": _logs,
+    "new-environment": _new_environment,
     "port-forward": _port_forward,
     "push": _push,
     "reconcile": _reconcile,
