@@ -80,17 +80,18 @@ def test_a_changed_pin_changes_the_keys_of_what_is_made_of_it_and_no_other(pins:
     assert {name for name in before | after if before.get(name) != after.get(name)} == changed
 
 
-def test_a_changed_lock_changes_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_lock_changes_the_keys_of_what_it_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "source"
     shutil.copytree(KIND_DIR / "source", folder)
     monkeypatch.setattr(gobuild, "SOURCE_DIR", folder)
     before = expected_entries(PINS)
-    for name in sorted(MODULES):
-        path = folder / name / "go.sum"
+    locked = {n: m.lock or n for n, m in PINS.modules.items()}
+    for lock in sorted(set(locked.values())):
+        path = folder / lock / "go.sum"
         text = path.read_text()
         path.write_text(f"{text}example.com/x v1.0.0 h1:abc=\n")
         after = expected_entries(PINS)
-        assert [n for n in before if before[n] != after[n]] == [name]
+        assert {n for n in before if before[n] != after[n]} == {n for n in locked if locked[n] == lock}
         path.write_text(text)
     assert expected_entries(PINS) == before
 
