@@ -15,7 +15,7 @@ from scripts.settings import KIND_DIR
 from scripts.sourcebuild import ensure_source_set, expected_entries, is_warm
 from scripts.toolchain import GoToolchain
 from scripts.versions import Versions
-from tests.unit.conftest import Programs
+from tests.unit.conftest import Programs, Until
 
 PINS = versions.load()
 ROOTFS = {recipe.name for recipe in rootfs.ALL}
@@ -177,6 +177,15 @@ def builders(monkeypatch: pytest.MonkeyPatch, cache: Cache) -> dict[str, Any]:
     monkeypatch.setattr(sourcebuild, "_envoy", lambda *args: make("envoy"))
     monkeypatch.setattr(sourcebuild.rootfs, "build_rootfs", make_rootfs)
     return state
+
+
+def test_what_a_killed_removal_left_is_removed_by_the_next_run(cache: Cache, tmp_path: Path, until: Until) -> None:
+    fill(cache)
+    (cache.root / "trash-1" / "go" / "mod").mkdir(parents=True)
+    (cache.root / "trash-1" / "go" / "mod" / "x.go").write_text("package x\n")
+    ensure_source_set(cache, PINS, tmp_path / "logs")
+    until(lambda: not list(cache.root.glob("trash-*")))
+    assert (cache.root / "removal.log").read_text() == ""
 
 
 def test_an_empty_cache_is_filled_with_everything(cache: Cache, builders: dict[str, Any], tmp_path: Path) -> None:
