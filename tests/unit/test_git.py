@@ -339,6 +339,19 @@ def test_a_left_over_branch_without_its_environment_is_moved_to_main(
     assert git.ensure_environment_branches(settings, connected.root).changed is False
 
 
+def test_a_left_over_branch_with_commits_of_its_own_is_left_alone(
+    connected: Repository, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(git, "environments", lambda: ["dev", "qa"])
+    base = connected.git("rev-parse", "HEAD")
+    theirs = connected.commit("flux-cd/theirs")
+    git.push(settings, f"{theirs}:refs/heads/env/qa", connected.root)
+    connected.git("reset", "--quiet", "--hard", base)
+    git.push_main(settings, connected.commit(f"{QA}/kustomization.yaml"), connected.root)
+    assert git.ensure_environment_branches(settings, connected.root).changed is False
+    assert git.remote_branches(settings, connected.root)["env/qa"] == theirs
+
+
 def test_a_branch_can_be_made_at_a_commit_this_clone_has_not_fetched(
     connected: Repository, colleague: Repository, server: Repository, settings: Settings
 ) -> None:
