@@ -17,9 +17,13 @@ export KUBE_CONTEXT ?=              ## an existing cluster instead of kind
 export IMAGE_REPOSITORY ?=          ## with KUBE_CONTEXT: where the application is pushed to (host/name)
 export SUBNET ?=                    ## the lab network's subnet, where the engine's choice clashes with a VPN
 export ENV ?=                       ## the environment: dev, staging or production
+export TREE ?=                      ## the tree that kustomize-… look at (this one's flux-cd)
+export DRY_RUN ?= 1                 ## 0: kustomize-check without the dry run on a real API server
+export BASE ?=                      ## what kustomize-diff compares with (main); LIVE=1: the cluster
+export OUTPUT ?=                    ## text, json, sarif or junit; of status: table or json; of kustomize-diff: text or markdown
 export DEBUG ?=                     ## 1 shows tracebacks
 # Make keeps the blanks before a comment as part of a value: take them off once, here.
-$(foreach v,IMAGE_SOURCE CLUSTER_NAME EDGE_PORT REGISTRY_PORT GIT_PORT EDGE GIT_REMOTE GIT_URL KUBE_CONTEXT IMAGE_REPOSITORY SUBNET ENV DEBUG,$(eval export $(v) := $(strip $($(v)))))
+$(foreach v,IMAGE_SOURCE CLUSTER_NAME EDGE_PORT REGISTRY_PORT GIT_PORT EDGE GIT_REMOTE GIT_URL KUBE_CONTEXT IMAGE_REPOSITORY SUBNET ENV TREE DRY_RUN BASE OUTPUT DEBUG,$(eval export $(v) := $(strip $($(v)))))
 
 $(VENV)/.complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, this is %s. To mend it: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -62,6 +66,26 @@ new-environment: $(VENV)/.complete ## add an environment, committed: NAME=qa; DE
 test-endpoints: $(VENV)/.complete ## request all endpoints in all environments
 	@$(LAB) test-endpoints
 
+##@ Manifests
+kustomize-check: $(VENV)/.complete ## structure, build, schemas and rules of every kustomization; TREE=path for another repository
+	@$(LAB) kustomize-check
+kustomize-structure: $(VENV)/.complete ## the tree as a picture, and what is wrong with how it hangs together
+	@$(LAB) kustomize-structure
+kustomize-build: $(VENV)/.complete ## every kustomization rendered as Flux applies it, into reports/kustomize-build
+	@$(LAB) kustomize-build
+kustomize-validate: $(VENV)/.complete ## every rendered object against its schema
+	@$(LAB) kustomize-validate
+kustomize-lint: $(VENV)/.complete ## what is valid and still unsafe or can't work: the rules stand in how-to-run.MD
+	@$(LAB) kustomize-lint
+kustomize-dry-run: $(VENV)/.complete ## the verdict of a real, empty API server on every rendered object
+	@$(LAB) kustomize-dry-run
+kustomize-diff: $(VENV)/.complete ## what a change does to each environment: BASE=main, or LIVE=1 for the cluster
+	@$(LAB) kustomize-diff
+hooks: $(VENV)/.complete ## let each git push check the manifests first
+	@$(LAB) hooks
+watch: $(VENV)/.complete ## check again at each save
+	@$(LAB) watch
+
 ##@ Checks
 lint: $(VENV)/.complete ## ruff and mypy
 	@$(VENV)/bin/ruff check .
@@ -85,8 +109,9 @@ clean: $(VENV)/.complete ## remove build output; CACHE=1 also the per-user cache
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## "; print "Usage: make <target> [NAME=value …]" } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z][a-z0-9-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 } \
+	  /^[a-z][a-z0-9-]*:.*## / { printf "  %-19s %s\n", $$1, $$2 } \
 	  /^export [A-Z_]+ \?=.*## / { split($$0, p, "## "); split(p[1], w, /[ ?=]+/); v[++n] = sprintf("  %-16s %s%s", w[2], p[2], w[3] == "" ? "" : " (" w[3] ")") } \
 	  END { print "\nVariables"; for (i = 1; i <= n; i++) print v[i] }' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: setup-all teardown status resume doctor diagnose timings engine-stop push deploy reconcile logs port-forward new-environment test-endpoints lint test e2e e2e-long bench lock clean help
+# Every documented target is a command, not a file.
+.PHONY: $(shell sed -n 's/^\([a-z][a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))

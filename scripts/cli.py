@@ -8,10 +8,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from scripts import console, settings, versions
+from scripts import console, settings
 from scripts.errors import LabError
 from scripts.settings import Settings
+
+if TYPE_CHECKING:
+    from scripts.versions import Versions
 
 Command = Callable[[Settings], int]
 
@@ -53,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _pinned() -> Versions:
+    from scripts import versions
+
+    return versions.load()
+
+
 def _log_of(command: str) -> str:
     return str(settings.load().state_dir / "logs" / f"{command}.log")
 
@@ -66,7 +76,7 @@ def _setup(chosen: Settings) -> int:
     from scripts import setup
 
     try:
-        setup.setup_all(chosen, versions.load())
+        setup.setup_all(chosen, _pinned())
     except LabError:
         _diagnose_after_failure(chosen)
         raise
@@ -87,7 +97,7 @@ def _diagnose_after_failure(chosen: Settings) -> None:
 def _tools(chosen: Settings) -> int:
     from scripts import provide
 
-    outcome = provide.ensure_check_tools(chosen, versions.load(), chosen.state_dir / "logs")
+    outcome = provide.ensure_check_tools(chosen, _pinned(), chosen.state_dir / "logs")
     if outcome.changed:
         console.line(outcome.what)
     return 0
@@ -100,7 +110,7 @@ def _doctor(chosen: Settings) -> int:
 
     source, why = provide.choose_source(chosen)
     console.line(f"image source: {source} ({why})")
-    warm = sourcebuild.is_warm(Cache(chosen.cache_dir), versions.load())
+    warm = sourcebuild.is_warm(Cache(chosen.cache_dir), _pinned())
     findings = labfacts.run_checks(chosen, source, warm)
     preflight.render(findings)
     return 1 if any(f.level is Level.ERROR for f in findings) else 0
@@ -150,7 +160,7 @@ def _engine_stop(chosen: Settings) -> int:
 def _deploy(chosen: Settings) -> int:
     from scripts import deploy
 
-    deploy.deploy(chosen, versions.load())
+    deploy.deploy(chosen, _pinned())
     return 0
 
 
@@ -187,7 +197,7 @@ def _test_endpoints(chosen: Settings) -> int:
 
 
 def _new_environment(chosen: Settings) -> int:
-    from scripts import deploy, environments, manifests, provide
+    from scripts import deploy, environments, manifests, provide, versions
 
     def check(flux_cd: Path) -> None:
         log_dir = chosen.state_dir / "logs"
@@ -207,13 +217,81 @@ def _new_environment(chosen: Settings) -> int:
 def _bench(chosen: Settings) -> int:
     from scripts import bench
 
-    return bench.bench(chosen, versions.load())
+    return bench.bench(chosen, _pinned())
+
+
+def _kustomize_check(chosen: Settings) -> int:
+    from scripts.check import commands, runner
+
+    return commands.run(chosen, runner.ALL, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_structure(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    return commands.structure(chosen, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_build(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    return commands.build(chosen, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_validate(chosen: Settings) -> int:
+    from scripts.check import commands
+    from scripts.check.model import Stage
+
+    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA)
+    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_lint(chosen: Settings) -> int:
+    from scripts.check import commands
+    from scripts.check.model import Stage
+
+    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.LINT)
+    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_dry_run(chosen: Settings) -> int:
+    from scripts.check import commands
+    from scripts.check.model import Stage
+
+    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.DRY_RUN)
+    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_diff(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    base, live = os.environ.get("BASE", "") or "main", os.environ.get("LIVE") == "1"
+    return commands.diff(chosen, base, live, os.environ.get("OUTPUT", ""))
+
+
+def _hooks(_: Settings) -> int:
+    from scripts.check import hooks
+
+    console.line(hooks.install().what)
+    return 0
+
+
+def _pre_push(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    return commands.pre_push(chosen)
+
+
+def _watch(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    return commands.watch(chosen)
 
 
 def _lock(chosen: Settings) -> int:
     from scripts import relock
 
-    relock.relock(chosen, versions.load())
+    relock.relock(chosen, _pinned())
     return 0
 
 
@@ -239,10 +317,19 @@ COMMANDS: dict[str, Command] = {
     "diagnose": _diagnose,
     "doctor": _doctor,
     "engine-stop": _engine_stop,
+    "hooks": _hooks,
+    "kustomize-build": _kustomize_build,
+    "kustomize-check": _kustomize_check,
+    "kustomize-diff": _kustomize_diff,
+    "kustomize-dry-run": _kustomize_dry_run,
+    "kustomize-lint": _kustomize_lint,
+    "kustomize-structure": _kustomize_structure,
+    "kustomize-validate": _kustomize_validate,
     "lock": _lock,
     "logs": _logs,
     "new-environment": _new_environment,
     "port-forward": _port_forward,
+    "pre-push": _pre_push,
     "push": _push,
     "reconcile": _reconcile,
     "resume": _resume,
@@ -252,6 +339,11 @@ COMMANDS: dict[str, Command] = {
     "test-endpoints": _test_endpoints,
     "timings": _timings,
     "tools": _tools,
+    "watch": _watch,
 }
 # Commands whose details nobody reads later.
-_QUIET = {"app-tag", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools"}
+_QUIET = {
+    "app-tag", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "kustomize-check",
+    "kustomize-diff", "pre-push", "hooks", "watch", "kustomize-structure", "kustomize-build", "kustomize-validate",
+    "kustomize-lint", "kustomize-dry-run",
+}  # fmt: skip

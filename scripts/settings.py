@@ -81,6 +81,8 @@ class Settings:
     kube_context: str = ""
     image_repository: str = ""
     subnet: str = ""
+    tree: Path = FLUX_CD
+    dry_run: bool = True
     cache_dir: Path = Path.home() / ".cache" / "gitops-lab"
     state_root: Path = Path.home() / ".local" / "state" / "gitops-lab"
 
@@ -204,6 +206,13 @@ def _git_url(environ: Mapping[str, str]) -> str:
     return text
 
 
+def _switch(environ: Mapping[str, str], variable: str, default: bool) -> bool:
+    text = environ.get(variable, "") or str(int(default))
+    if text not in ("0", "1"):
+        raise UsageError(f"{variable}={text} is neither yes nor no.", f"give {variable}=1 or {variable}=0")
+    return text == "1"
+
+
 def _choice(environ: Mapping[str, str], variable: str, kind: type[StrEnum], default: StrEnum) -> str:
     text = environ.get(variable, "") or str(default)
     choices = [str(c) for c in kind]
@@ -248,6 +257,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         kube_context=env.get("KUBE_CONTEXT", ""),
         image_repository=env.get("IMAGE_REPOSITORY", ""),
         subnet=_subnet(env),
+        dry_run=_switch(env, "DRY_RUN", defaults.dry_run),
+        tree=Path(env.get("TREE", "") or FLUX_CD).expanduser(),
         cache_dir=cache,
         state_root=state,
     )

@@ -1,0 +1,40 @@
+"""Which kinds stand outside namespaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from scripts.check.model import Resource
+
+# Of Kubernetes' own groups: https://kubernetes.io/docs/reference/kubernetes-api/ (kinds without a namespaced path).
+_CLUSTER_KINDS = {
+    "APIService", "CertificateSigningRequest", "ClusterRole", "ClusterRoleBinding", "ClusterTrustBundle",
+    "ComponentStatus", "CSIDriver", "CSINode", "CustomResourceDefinition", "DeviceClass", "DeviceTaintRule", "FlowSchema",
+    "IngressClass", "IPAddress", "MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding",
+    "MutatingWebhookConfiguration", "Namespace", "Node", "PersistentVolume", "PriorityClass", "PriorityLevelConfiguration",
+    "ResourceSlice", "RuntimeClass", "SelfSubjectAccessReview", "SelfSubjectReview", "ServiceCIDR", "StorageClass",
+    "StorageVersion", "StorageVersionMigration", "SubjectAccessReview", "TokenReview", "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding", "ValidatingWebhookConfiguration", "VolumeAttachment", "VolumeAttributesClass",
+}  # fmt: skip
+# Groups of Kubernetes' own that don't end in .k8s.io.
+_BUILT_IN = {"", "apps", "autoscaling", "batch", "extensions", "policy"}
+
+
+def definitions(resources: Iterable[Resource]) -> dict[tuple[str, str], bool]:
+    """Return, by group and kind, whether the kinds that CRDs define stand outside namespaces."""
+    found = {}
+    for resource in resources:
+        if resource.kind == "CustomResourceDefinition":
+            spec = resource.data.get("spec") or {}
+            found[(str(spec.get("group")), str((spec.get("names") or {}).get("kind")))] = spec.get("scope") == "Cluster"
+    return found
+
+
+def is_cluster_scoped(api_version: str, kind: str, crds: Mapping[tuple[str, str], bool]) -> bool | None:
+    """Whether a kind stands outside namespaces; None for one that is not known here."""
+    group = api_version.rpartition("/")[0]
+    if (group, kind) in crds:
+        return crds[(group, kind)]
+    if group in _BUILT_IN or (group.endswith(".k8s.io") and group.count(".") == 2):
+        return kind in _CLUSTER_KINDS
+    return False if group.endswith(".toolkit.fluxcd.io") else None
