@@ -20,6 +20,7 @@ TEMPLATE = "{{.Group}}_{{.ResourceKind}}_{{.ResourceAPIVersion}}.json"
 _REFERENCE = re.compile(r"^(?:/api/_definitions\.json)?#/\$defs/")
 # As kustomize and `flux install` print a CRD: good enough to know which one to read, which is then read properly.
 _GROUP = re.compile(r"^  group: [\"']?([\w.-]+)", re.MULTILINE)
+_DESCRIPTION = re.compile(r"^( *)description: \S.*\n(?:\1 +.*\n|\n)*", re.MULTILINE)
 _KIND = re.compile(r"^  names:\n(?:    .*\n)*?    kind: [\"']?(\w+)", re.MULTILINE)
 
 
@@ -114,6 +115,14 @@ def _local(schema: Any) -> Any:
         # A property of this name is a schema, not a text.
         if not (key == "description" and isinstance(value, str))
     }
+
+
+def without_descriptions(text: str) -> str:
+    """Return a CRD's text in the usual layout without what only people read: most of it.
+
+    A property of this name has nothing behind its colon, and one that begins a list's item has a dash before it.
+    """
+    return _DESCRIPTION.sub("", text)
 
 
 def defined_kind(text: str) -> tuple[str, str] | None:

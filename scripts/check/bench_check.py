@@ -9,12 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scripts.bench_measure import Measure
-from scripts.check.commands import TOOLS, ensure_tools
+from scripts.check.commands import TOOLS, ensure_tools, note_tools
 from scripts.errors import LabError
 from scripts.settings import FLUX_CD, ROOT, Settings
 
@@ -85,9 +85,7 @@ def _fresh(settings: Settings, place: Path, name: str) -> Path:
     (cache / "tools").mkdir(parents=True)
     for tool in TOOLS:
         (cache / "tools" / tool).symlink_to((settings.tools_dir / tool).resolve())
-    source = settings.cache_dir / "check" / "tools"
-    if source.exists():
-        shutil.copytree(source, cache / "check" / "tools")
+    note_tools(replace(settings, cache_dir=cache))
     return cache.parent
 
 

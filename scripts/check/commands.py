@@ -87,18 +87,32 @@ def ensure_tools(settings: Settings) -> str:
     outcome = provide.ensure_check_tools(settings, versions.load(), settings.state_dir / "logs")
     if outcome.changed:
         console.line(outcome.what)
-    store.put("tools", "current", [pins, *(identity_of(t) for t in tools)])
+    note_tools(settings)
     return pins
 
 
-def definitions(settings: Settings) -> Definitions:
-    """Return where schemas come from besides the tree."""
-    from scripts import versions
-    from scripts.check.validate import Definitions
-    from scripts.manifests import flux_definitions
+def note_tools(settings: Settings) -> None:
+    """Note that the tools, as they are, are those of the pins."""
+    pins = digest([p.read_text() if p.exists() else "" for p in PIN_FILES])
+    tools = [settings.tools_dir / name for name in TOOLS]
+    Store(check_cache(settings)).put("tools", "current", [pins, *(identity_of(t) for t in tools)])
 
-    pinned = versions.load()
-    return Definitions(pinned.kubernetes, (flux_definitions(settings, pinned, settings.tools_dir),))
+
+def definitions(settings: Settings) -> Definitions:
+    """Return where schemas come from besides the tree; what the pins say is read again only when they change."""
+    from scripts.check.validate import Definitions
+
+    store, pins = Store(check_cache(settings)), digest([p.read_text() if p.exists() else "" for p in PIN_FILES])
+    kubernetes, *files = store.get("definitions", pins) or ("",)
+    if not kubernetes or not all(Path(f).exists() for f in files):
+        from scripts import versions
+        from scripts.manifests import flux_definitions
+
+        pinned = versions.load()
+        kubernetes, files = pinned.kubernetes, [str(flux_definitions(settings, pinned, settings.tools_dir))]
+        store.put("definitions", pins, [kubernetes, *files])
+        store.drop_old("definitions", [pins])
+    return Definitions(kubernetes, tuple(Path(f) for f in files))
 
 
 def run(settings: Settings, stages: Sequence[Stage], output: Output) -> int:

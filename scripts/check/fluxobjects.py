@@ -5,10 +5,12 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from scripts.check.model import Place, Resource
 from scripts.check.sourcefile import FLUX_GROUPS, FLUX_KUSTOMIZE_GROUP, Document
+from scripts.check.store import digest
 from scripts.check.tree import Tree, join
 
 DEFAULT_NAMESPACE = "flux-system"
@@ -89,6 +91,11 @@ class RenderSpec:
     namespace: str = DEFAULT_NAMESPACE
     # The file of the Flux Kustomization, where it matters: of several ConfigMaps of a name the nearest is taken.
     near: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """What tells it from other renderings."""
+        return digest(self.folder, self.settings, self.namespace, self.near)
 
     @property
     def targets_namespace(self) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
-from scripts.check.model import Resource
+from scripts.schemas import defined_kind
 
 # Of Kubernetes' own groups: https://kubernetes.io/docs/reference/kubernetes-api/ (kinds without a namespaced path).
 _CLUSTER_KINDS = {
@@ -19,14 +20,17 @@ _CLUSTER_KINDS = {
 # Groups of Kubernetes' own that don't end in .k8s.io.
 _BUILT_IN = {"", "apps", "autoscaling", "batch", "extensions", "policy"}
 
+_SCOPE = re.compile(r"^  scope: [\"']?(\w+)", re.MULTILINE)
 
-def definitions(resources: Iterable[Resource]) -> dict[tuple[str, str], bool]:
-    """Return, by group and kind, whether the kinds that CRDs define stand outside namespaces."""
+
+def definitions(texts: Iterable[str]) -> dict[tuple[str, str], bool]:
+    """Return, by group and kind, whether the kinds that rendered CRDs define stand outside namespaces."""
     found = {}
-    for resource in resources:
-        if resource.kind == "CustomResourceDefinition":
-            spec = resource.data.get("spec") or {}
-            found[(str(spec.get("group")), str((spec.get("names") or {}).get("kind")))] = spec.get("scope") == "Cluster"
+    for text in texts:
+        if "\nkind: CustomResourceDefinition\n" in text:
+            about, scope = defined_kind(text), _SCOPE.search(text)
+            if about and scope:
+                found[about] = scope.group(1) == "Cluster"
     return found
 
 

@@ -111,10 +111,7 @@ class LazyObject(dict[str, Any]):
 
 
 def _load(text: str) -> dict[str, Any]:
-    nodes, problems = yamlfile.compose(text)
-    if problems or not nodes:
-        raise ValueError(problems[0].message if problems else "is empty")
-    plain = yamlfile.to_plain(nodes[0])
+    plain = yamlfile.load_one(text)
     if not isinstance(plain, dict):
         raise ValueError("is not an object")
     return plain

@@ -11,7 +11,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.check.build import Build, Rendering, finish, prepare
@@ -139,7 +139,7 @@ class Renderer:
             self._note(job.flux, job.scope)
         if job.spec.folder == "\0":
             return None
-        name = digest(asdict(job.spec))
+        name = job.spec.key
         known = self._by_spec.get(name)
         if known:
             known.flux += [job.flux] if job.flux else []
@@ -151,10 +151,12 @@ class Renderer:
         variables = variables_of(self.graph, job.spec, job.spec.near)
         self._check_variables(job, variables)
         components = {str(c): join(job.spec.folder, str(c)) for c in job.spec.settings.get("components") or []}
-        missing = [] if job.spec.settings.get("ignoreMissingComponents") else self._missing_components(job, components)
+        if job.spec.settings.get("ignoreMissingComponents"):
+            components = {c: f for c, f in components.items() if self.graph.tree.is_folder(f)}
+        missing = self._missing_components(job, components)
         extra = tuple(components.values())
         key = digest(
-            self._tools, name, asdict(variables), sorted(variables.hidden),
+            self._tools, name, variables.values, sorted(variables.hidden), [vars(m) for m in variables.missing], variables.active,
             self.graph.content_digest(job.spec.folder, extra),
         )  # fmt: skip
         self.used_keys.append(key)
@@ -180,7 +182,7 @@ class Renderer:
         return prepare(self.graph, job.spec, key, variables, self.kustomize, folder)
 
     def _keep(self, rendering: Rendering, follow: Callable[[_Job], None]) -> None:
-        applied = self._by_spec[digest(asdict(rendering.spec))]
+        applied = self._by_spec[rendering.spec.key]
         applied.rendering = rendering
         for scope in applied.scopes:
             self._follow(applied, scope, follow)

@@ -128,7 +128,7 @@ def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Renderer]
         renderings = renderer.render_all()
     findings = list(structure.findings)
     with clock.of(Stage.STRUCTURE):
-        crds = definitions(r for a in renderings.applied for r in a.rendering.resources)
+        crds = definitions(t for a in renderings.applied for t in a.rendering.texts)
         findings += check_flux(graph, renderings)
         findings += check_namespaces(graph, renderings.applied, crds)
         findings += check_environments(graph, renderings.applied)

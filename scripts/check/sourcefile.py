@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,11 @@ def _head(node: Any) -> Document:
 
 def source_to_record(source: SourceFile) -> dict[str, Any]:
     """Return what a file holds as JSON has it."""
-    return asdict(source)
+    return {
+        "documents": [vars(d) for d in source.documents],
+        "problems": [vars(p) for p in source.problems],
+        "template": source.template,
+    }
 
 
 def source_from_record(record: Mapping[str, Any]) -> SourceFile:

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,8 @@ class Store:
             descriptor, temporary = tempfile.mkstemp(prefix=".", dir=folder)
             try:
                 with os.fdopen(descriptor, "w") as file:
-                    json.dump(record, file, separators=(",", ":"))
+                    # In one piece: json.dump encodes piece by piece, in Python.
+                    file.write(json.dumps(record, separators=(",", ":")))
                 Path(temporary).rename(folder / f"{key}.json")
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
@@ -87,9 +87,8 @@ def identity_of(tool: Path) -> str:
 
 def to_record(finding: Finding) -> dict[str, Any]:
     """Return a finding as JSON has it."""
-    record = asdict(finding)
-    record.update(stage=finding.stage.value, severity=finding.severity.value)
-    return record
+    place = {"file": finding.place.file, "line": finding.place.line}
+    return {**vars(finding), "stage": finding.stage.value, "severity": finding.severity.value, "place": place}
 
 
 def from_record(record: Mapping[str, Any]) -> Finding:

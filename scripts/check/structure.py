@@ -65,6 +65,8 @@ def check_structure(graph: Graph, applied: set[str]) -> Structure:
     for kustomization in graph.all:
         _check_fields(kustomization, result)
         _check_references(graph, kustomization, kustomization.references, result)
+        if not applied:
+            _check_restrictions(kustomization, result)
         for file, reference in graph.plugin_references(kustomization):
             _check_reference(graph, kustomization, reference, Place(file, reference.line), result)
         _check_twice(graph, kustomization, result)
@@ -230,6 +232,17 @@ def _check_folder_reference(
         add("reference-kind", f"`{reference.value}` is a Component", "list it under `components`")
     if not included.is_component and reference.kind is ReferenceKind.COMPONENT:
         add("reference-kind", f"`{reference.value}` is not a Component", "list it under `resources`")
+
+
+def _check_restrictions(kustomization: Kustomization, result: Structure) -> None:
+    """Find files that kustomize by itself refuses to read, in a tree that no Flux (which allows them) applies."""
+    for reference in kustomization.references:
+        inner = posixpath.relpath(reference.target or ".", kustomization.folder or ".")
+        if inner.startswith("..") and posixpath.splitext(reference.target)[1]:
+            message = f"`{reference.value}` lies outside its folder: kustomize refuses it, unlike Flux"
+            place = Place(kustomization.place, reference.line)
+            mend = "move it into the folder, or give its folder a kustomization and name that"
+            result.add("reference-restricted", message, mend, place, kustomization.folder, Severity.WARNING)
 
 
 def _leaves(graph: Graph, target: str) -> bool:

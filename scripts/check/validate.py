@@ -13,14 +13,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.check.build import Rendering
+from scripts.check.build import GO_ENV, Rendering
 from scripts.check.graph import Graph
 from scripts.check.locate import line_of_field
 from scripts.check.model import Finding, Resource, Severity, Stage
-from scripts.check.origin import read_object, split
+from scripts.check.origin import split
 from scripts.check.store import Store, code_digest, digest, identity_of
+from scripts.check.yamlfile import load_one
 from scripts.process import CommandError, run
-from scripts.schemas import TEMPLATE, CoreSchemas, ObjectKind, crd_schemas, defined_kind
+from scripts.schemas import TEMPLATE, CoreSchemas, ObjectKind, crd_schemas, defined_kind, without_descriptions
 from scripts.settings import FLUX_CD
 
 KUBECONFORM_TIMEOUT_S = 120
@@ -144,6 +145,7 @@ class Validator:
                 [self.kubeconform, "-strict", "-output", "json", "-schema-location", f"{schemas}/{TEMPLATE}", files],
                 timeout_s=KUBECONFORM_TIMEOUT_S,
                 check=False,
+                env=GO_ENV,
             )
         try:
             results = json.loads(done.stdout)["resources"] or []
@@ -182,7 +184,7 @@ class Validator:
         record = self.store.get("schemas", key)
         if record is None:
             try:
-                made = list(crd_schemas(read_object(text)))
+                made = list(crd_schemas(load_one(without_descriptions(text))))
             except (KeyError, TypeError, ValueError):
                 # Not a definition that the API server would take: its own check says so.
                 made = []
@@ -201,11 +203,10 @@ class Validator:
     def _findings(
         self, rendering: Rendering, messages: dict[str, list[_Message]], elsewhere: _Elsewhere
     ) -> Iterator[Finding]:
-        for text, place in zip(rendering.texts, rendering.places, strict=True):
+        for text, resource in zip(rendering.texts, rendering.resources, strict=True):
             found = messages.get(text)
             if not found:
                 continue
-            resource = Resource(read_object(text), place)
             for message in found:
                 if _is_stand_in(resource, message):
                     continue

@@ -83,6 +83,14 @@ def _documents_before(text: str) -> Iterator[Node]:
         yield from _documents(text, yaml.CSafeLoader)
 
 
+def load_one(text: str) -> Any:
+    """Return the first document of a text that a tool printed; raises ValueError for one that can't be read."""
+    try:
+        return next((to_plain(node) for node in _documents(text, yaml.CSafeLoader)), None)
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(f"is not YAML: {error.problem or error.context}") from None
+
+
 def to_plain(node: Node) -> Any:
     """Return a node as plain data, read as Kubernetes reads it: dates and sexagesimals are strings."""
     if isinstance(node, ScalarNode):

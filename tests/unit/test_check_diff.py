@@ -103,7 +103,7 @@ def test_the_labels_that_flux_adds_are_no_difference() -> None:
 
     spec = RenderSpec("apps")
     text = yaml.safe_dump(thing("ConfigMap", "a", data={"x": "1"}))
-    rendering = Rendering(spec, "key", (text,), (Place("x.yaml", 1),), built=True)
+    rendering = Rendering(spec, "key", (text,), (yaml.safe_load(text),), (Place("x.yaml", 1),), built=True)
     changes = against_cluster(Cluster("test"), [Applied(rendering, [flux])])
     assert sent[0]["items"][0]["metadata"]["labels"] == {
         "kustomize.toolkit.fluxcd.io/name": "apps",
