@@ -35,7 +35,7 @@ from scripts.process import Background, background, last_lines
 from scripts.settings import Settings
 from scripts.waiting import wait_for
 
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 120
 _PREFIX = "gitops-lab-dry-run-"
 # SEC 1 private key on the curve P-256: its 32 random bytes, and the curve's name.
 _KEY_HEAD, _KEY_TAIL = bytes.fromhex("30310201010420"), bytes.fromhex("a00a06082a8648ce3d030107")

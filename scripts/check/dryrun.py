@@ -26,6 +26,7 @@ from scripts.versions import Versions
 # Namespaces that are there before any tree is applied.
 _GIVEN_NAMESPACES = frozenset({"default", "kube-system", "kube-public", "kube-node-lease", FLUX_NAMESPACE})
 _GIVEN_CLASSES = frozenset({"system-cluster-critical", "system-node-critical"})
+_PODS = Kind("v1", "pods", namespaced=True)
 _FLUX_GROUPS = (".toolkit.fluxcd.io", ".extensions.fluxcd.io")
 _FORCE = "kustomize.toolkit.fluxcd.io/force"
 
@@ -132,7 +133,7 @@ class _Run:
         pod = _pod_of(answer.body, item) if answer.ok else None
         if pod is None:
             return list(self._verdict(answer, item))
-        pods = self._api.create(f"/api/v1/namespaces/{item.namespace}/pods", pod, dry_run=True)
+        pods = self._api.create(_PODS.path(item.namespace), pod, dry_run=True)
         if pods.ok:
             return list(self._verdict(answer, item))
         # That the workload's pods would be refused is a warning on the workload and an error on the pod: one is enough.

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from scripts.check.apiserver import Server, ServerGoneError
 
@@ -30,8 +31,9 @@ class Kind:
     def path(self, namespace: str, name: str = "") -> str:
         """Return the path of an object, or of all of them."""
         start = f"/apis/{self.api_version}" if "/" in self.api_version else f"/api/{self.api_version}"
-        where = f"/namespaces/{namespace}" if self.namespaced else ""
-        return f"{start}{where}/{self.plural}{'/' + name if name else ''}"
+        # A name that can't be one is for the server to refuse, not for the path to break.
+        where = f"/namespaces/{quote(namespace, safe=':')}" if self.namespaced else ""
+        return f"{start}{where}/{self.plural}{'/' + quote(name, safe=':') if name else ''}"
 
 
 @dataclass(frozen=True)

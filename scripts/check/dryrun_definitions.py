@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scripts.check.dryrun_api import Object
+from scripts.check.lint_inventory import dig
 from scripts.check.model import Resource
 from scripts.check.origin import read_object, split
 from scripts.check.validate import BUNDLED_DEFINITIONS
@@ -20,8 +21,7 @@ def missing_definitions(resources: Sequence[Resource], settings: Settings, versi
     used = {(r.api_version.rpartition("/")[0], r.kind) for r in resources if "." in r.api_version}
     for resource in resources:
         if resource.kind == "CustomResourceDefinition":
-            spec = resource.data.get("spec") or {}
-            used.discard((str(spec.get("group")), str((spec.get("names") or {}).get("kind"))))
+            used.discard((str(dig(resource.data, "spec", "group")), str(dig(resource.data, "spec", "names", "kind"))))
     flux = flux_definitions(settings, versions, settings.tools_dir)
     bundled = [p for folder in BUNDLED_DEFINITIONS for p in sorted(Path(folder).glob("*_*.yaml"))]
     for path in (flux, *bundled):

@@ -180,6 +180,9 @@ CASES: dict[str, tuple[list[Object], str, str, str]] = {
                  [{"rule": "self.leest > 1"}])],
         "invalid", "undefined field 'leest'", "CustomResourceDefinition",
     ),
+    "a name that can't be one": (
+        [changed(DEPLOYMENT, "metadata/name", "my web")], "invalid", "metadata.name: ", "Deployment",
+    ),
     "a version that is no longer served": (
         [{"apiVersion": "batch/v1beta1", "kind": "CronJob", "metadata": {"name": "c", "namespace": "default"}}],
         "unknown-kind", "knows no CronJob in batch/v1beta1", "CronJob",
