@@ -61,6 +61,8 @@ logs: $(VENV)/.complete ## logs of an environment: ENV=dev
 	@$(LAB) logs
 port-forward: $(VENV)/.complete ## reach an environment on a local port: ENV=dev PORT=8000
 	@$(LAB) port-forward
+new-environment: $(VENV)/.complete ## add an environment, committed: NAME=qa; DELETE=1 takes it back
+	@$(LAB) new-environment
 test-endpoints: $(VENV)/.complete ## request all endpoints in all environments
 	@$(LAB) test-endpoints
 
@@ -111,4 +113,5 @@ help: ## this list
 	  /^export [A-Z_]+ \?=.*## / { split($$0, p, "## "); split(p[1], w, /[ ?=]+/); v[++n] = sprintf("  %-16s %s%s", w[2], p[2], w[3] == "" ? "" : " (" w[3] ")") } \
 	  END { print "\nVariables"; for (i = 1; i <= n; i++) print v[i] }' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: setup-all teardown status resume doctor diagnose timings engine-stop push deploy reconcile logs port-forward test-endpoints kustomize-check kustomize-structure kustomize-build kustomize-validate kustomize-lint kustomize-dry-run kustomize-diff hooks watch lint test e2e e2e-long bench lock clean help
+# Every documented target is a command, not a file.
+.PHONY: $(shell sed -n 's/^\([a-z][a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))

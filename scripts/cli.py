@@ -106,13 +106,14 @@ def _tools(chosen: Settings) -> int:
 def _doctor(chosen: Settings) -> int:
     from scripts import labfacts, preflight, provide, sourcebuild
     from scripts.cache import Cache
+    from scripts.preconditions import Level
 
     source, why = provide.choose_source(chosen)
     console.line(f"image source: {source} ({why})")
     warm = sourcebuild.is_warm(Cache(chosen.cache_dir), _pinned())
     findings = labfacts.run_checks(chosen, source, warm)
     preflight.render(findings)
-    return 1 if any(f.level is preflight.Level.ERROR for f in findings) else 0
+    return 1 if any(f.level is Level.ERROR for f in findings) else 0
 
 
 def _status(chosen: Settings) -> int:
@@ -193,6 +194,24 @@ def _test_endpoints(chosen: Settings) -> int:
     from scripts import deploy
 
     return deploy.test_endpoints(chosen)
+
+
+def _new_environment(chosen: Settings) -> int:
+    from scripts import deploy, environments, manifests, provide, versions
+
+    def check(flux_cd: Path) -> None:
+        log_dir = chosen.state_dir / "logs"
+        provide.ensure_check_tools(chosen, versions.load(), log_dir)
+        manifests.validate(chosen, versions.load(), chosen.tools_dir, flux_cd)
+
+    name = os.environ.get("NAME", "")
+    if os.environ.get("DELETE") == "1":
+        change = environments.remove(name, check)
+    else:
+        change = environments.add(name, check, deploy.live_namespaces(chosen))
+    verb = "removed from" if change.deleted else "committed to"
+    console.line(f"{name} {verb} Git ({change.commit[:10]}); `make push` makes it so in the cluster")
+    return 0
 
 
 def _bench(chosen: Settings) -> int:
@@ -308,6 +327,7 @@ COMMANDS: dict[str, Command] = {
     "kustomize-validate": _kustomize_validate,
     "lock": _lock,
     "logs": _logs,
+    "new-environment": _new_environment,
     "port-forward": _port_forward,
     "pre-push": _pre_push,
     "push": _push,

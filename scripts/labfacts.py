@@ -12,38 +12,40 @@ from scripts.docker import containers_with_label, docker, engine_info, published
 from scripts.engine import is_root
 from scripts.errors import LabError
 from scripts.kube import Kube
+from scripts.preconditions import ClusterState, Finding, LabFacts
+from scripts.preflight_network import wanted_ports
 from scripts.settings import KIND_CLUSTER_LABEL, OWNER_LABEL, ImageSource, Settings
 
 
-def run_checks(settings: Settings, source: ImageSource, warm: bool) -> list[preflight.Finding]:
+def run_checks(settings: Settings, source: ImageSource, warm: bool) -> list[Finding]:
     """Gather the facts of host, engine and lab, and check them all."""
     info = engine_info() if shutil.which("docker") else None
     engine = hostfacts.parse_engine_info(info) if info else None
     host = hostfacts.gather(
-        settings.cache_dir, preflight.wanted_ports(settings).values(), os.environ, engine.root_dir if engine else ""
+        settings.cache_dir, wanted_ports(settings).values(), os.environ, engine.root_dir if engine else ""
     )
     return preflight.check(settings, host, engine, gather(settings, bool(engine)), source=source, warm=warm)
 
 
-def gather(settings: Settings, engine_answers: bool) -> preflight.LabFacts:
+def gather(settings: Settings, engine_answers: bool) -> LabFacts:
     """Return what engine and kubeconfig know of this lab."""
     can_start = platform.system() == "Linux" and is_root() and bool(shutil.which("dockerd") or shutil.which("apt-get"))
     problem = _context_problem(settings)
     server = cluster.context_server(settings.context)
     if not engine_answers:
-        return preflight.LabFacts(context_server=server, context_problem=problem, can_start_engine=can_start)
-    state = preflight.ClusterState.ABSENT
+        return LabFacts(context_server=server, context_problem=problem, can_start_engine=can_start)
+    state = ClusterState.ABSENT
     if cluster.node_containers(settings):
         ours = cluster.cluster_is_ours(settings)
-        state = preflight.ClusterState.OURS if ours else preflight.ClusterState.FOREIGN
+        state = ClusterState.OURS if ours else ClusterState.FOREIGN
     mine = set(containers_with_label(f"{KIND_CLUSTER_LABEL}={settings.cluster_name}"))
     mine |= set(containers_with_label(f"{OWNER_LABEL}={settings.cluster_name}"))
-    if state is preflight.ClusterState.FOREIGN:
+    if state is ClusterState.FOREIGN:
         mine -= set(cluster.node_containers(settings))
     own_ports = {port for name in mine for port in published_ports(name)}
-    return preflight.LabFacts(
+    return LabFacts(
         cluster=state,
-        context_server=server if state is not preflight.ClusterState.OURS else "",
+        context_server=server if state is not ClusterState.OURS else "",
         context_problem=problem,
         own_ports=frozenset(own_ports),
         container_ports=_other_ports(mine),

@@ -22,6 +22,8 @@ FLUX_CD = ROOT / "flux-cd"
 KIND_DIR = ROOT / "kind"
 APP_DIR = ROOT / "app"
 OVERLAYS = FLUX_CD / "applications" / "mock-cluster-aka-namespaces"
+# The environments that the lab comes with, in the order of promotion. Which there are is asked of the tree: environments().
+OWN_ENVIRONMENTS = ("dev", "staging", "production")
 
 APP_NAME = "demo-app"
 APP_PORT = 8000
@@ -262,14 +264,20 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
-def environments() -> list[str]:
-    """Return the environments of this tree: the folders that hold an overlay."""
-    return sorted((p.parent.name for p in OVERLAYS.glob("*/kustomization.yaml")), key=_environment_order)
+def environments(overlays: Path | None = None) -> list[str]:
+    """Return the environments of this tree, or of another copy: the folders that hold an overlay."""
+    found = (overlays or OVERLAYS).glob("*/kustomization.yaml")
+    return sorted((p.parent.name for p in found), key=_environment_order)
 
 
 def _environment_order(name: str) -> tuple[int, str]:
-    known = ["dev", "staging", "production"]
-    return (known.index(name) if name in known else len(known), name)
+    own = OWN_ENVIRONMENTS
+    return (own.index(name) if name in own else len(own), name)
+
+
+def source_name(environment: str) -> str:
+    """Return the name of an environment's GitRepository."""
+    return f"{environment}-environment"
 
 
 def require_environment(name: str) -> str:

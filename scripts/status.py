@@ -10,22 +10,15 @@ from rich.text import Text
 
 from scripts import console, endpoints
 from scripts.cache import now_iso
+from scripts.causes import node_problem, one_line, pod_causes
 from scripts.cluster import node_containers
 from scripts.docker import container_state, engine_info
 from scripts.endpoints import EndpointResult
 from scripts.errors import LabError, UsageError
 from scripts.kube import Kube, Object, UnreachableError, condition, is_ready
-from scripts.reasons import (
-    Snapshot,
-    autoscaler_problem,
-    collect,
-    explain,
-    node_problem,
-    one_line,
-    pod_causes,
-    waits_for_first_metrics,
-)
+from scripts.reasons import autoscaler_problem, explain, waits_for_first_metrics
 from scripts.settings import APP_NAME, FLUX_NAMESPACE, Settings, environments
+from scripts.snapshot import Snapshot, collect
 
 OUTPUTS = ("table", "json")
 SHORT_COMMIT = 10

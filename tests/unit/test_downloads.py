@@ -17,11 +17,12 @@ from typing import IO
 
 import pytest
 
-from scripts import console, downloads
-from scripts.downloads import Downloader, Limits, find_sha256
+from scripts import console, downloads, transfer
+from scripts.downloads import Downloader, find_sha256
 from scripts.errors import LabError
 from scripts.lockfile import LockFile
 from scripts.outcome import Outcome
+from scripts.transfer import Limits
 from scripts.versions import PLATFORMS, Tool
 
 PLATFORM = "linux/amd64"
@@ -424,7 +425,7 @@ def test_progress_is_told_in_bytes(
 ) -> None:
     notes: list[str] = []
     monkeypatch.setattr(console, "note", notes.append)
-    monkeypatch.setattr(downloads, "NOTE_EVERY_S", 0.0)
+    monkeypatch.setattr(transfer, "NOTE_EVERY_S", 0.0)
     publisher.files[PATH] = BODY
     downloader.ensure_tool("t", tool())
     assert "t v1.2.3: 65536 bytes of 1.0 MiB" in notes

@@ -8,7 +8,8 @@ import pytest
 from scripts import console, preflight
 from scripts.errors import PreflightError
 from scripts.hostfacts import EngineFacts, HostFacts, Network, PortHolder, Route
-from scripts.preflight import ClusterState, Finding, LabFacts, Level
+from scripts.preconditions import ClusterState, Finding, LabFacts, Level
+from scripts.preflight_network import wanted_ports
 from scripts.settings import Edge, ImageSource, Settings
 
 GIB = 1024**3
@@ -179,7 +180,7 @@ def test_an_existing_cluster_needs_nothing_of_the_engine() -> None:
     ],
 )
 def test_only_ports_that_setup_takes_are_looked_at(settings: dict[str, Any], ports: dict[str, int]) -> None:
-    assert preflight.wanted_ports(replace(SETTINGS, **settings)) == ports
+    assert wanted_ports(replace(SETTINGS, **settings)) == ports
 
 
 def test_unknown_facts_are_not_judged() -> None:

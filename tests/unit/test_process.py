@@ -159,7 +159,8 @@ def test_a_command_ends_with_the_run_that_started_it(
 ) -> None:
     pid_file = tmp_path / "pid"
     code = (
-        "import sys; from scripts.process import run\n"
+        # a run in the background (`make … &` in a script) starts with SIGINT ignored: this one is a person's
+        "import signal, sys; from scripts.process import run; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "run(['sh', '-c', 'echo $$ > \"$1.new\"; mv \"$1.new\" \"$1\"; exec sleep 60', 'sh', sys.argv[1]], timeout_s=60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, pid_file], cwd=ROOT, stderr=subprocess.DEVNULL)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from scripts.causes import one_line
 from scripts.kube import Kube, UnreachableError
-from scripts.reasons import Snapshot, collect, explain, one_line
+from scripts.reasons import explain
+from scripts.snapshot import Snapshot, collect
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 IMAGE = "registry.lab/demo-app:3f2a"

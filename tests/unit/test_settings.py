@@ -174,15 +174,15 @@ def test_environments_are_the_overlays_in_the_order_of_promotion(
     assert settings.environments() == ["dev", "staging", "production", "canary", "zeta"]
 
 
-def test_this_tree_has_the_three_environments() -> None:
-    assert settings.environments() == ["dev", "staging", "production"]
+def test_this_tree_has_the_labs_own_environments_first() -> None:
+    assert settings.environments()[:3] == ["dev", "staging", "production"]
 
 
 @pytest.mark.parametrize("name", ["", "prod", "Dev", "../dev"])
 def test_an_environment_that_is_not_there_is_refused_with_those_that_are(name: str) -> None:
     with pytest.raises(UsageError, match="is not an environment") as refused:
         settings.require_environment(name)
-    assert refused.value.mend == "take one of: dev, staging, production"
+    assert refused.value.mend.startswith("take one of: dev, staging, production")
     assert settings.require_environment("staging") == "staging"
 
 

@@ -9,8 +9,8 @@ from scripts import endpoints, status
 from scripts.endpoints import EndpointResult
 from scripts.errors import UsageError
 from scripts.kube import Kube, UnreachableError
-from scripts.reasons import Snapshot
 from scripts.settings import Settings
+from scripts.snapshot import Snapshot
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 READY = {"type": "Ready", "status": "True", "message": "Applied revision"}
