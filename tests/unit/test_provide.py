@@ -18,10 +18,14 @@ def test_in_source_mode_each_check_tool_comes_from_its_own_build(
     cache = Cache(tmp_path)
     for name, key in sourcebuild.expected_entries(pinned).items():
         cache.path(name, key).mkdir(parents=True)
-    for entry, binary in {"kustomize": "kustomize", "kubeconform": "kubeconform", "flux-cli": "flux"}.items():
+    programs = {
+        "kustomize": "kustomize", "kubeconform": "kubeconform", "flux-cli": "flux", "kubernetes": "kubernetes", "etcd": "etcd",
+    }  # fmt: skip
+    for entry, binary in programs.items():
         (cache.path(entry, sourcebuild.expected_entries(pinned)[entry]) / binary).write_text(entry)
     outcome = provide.ensure_check_tools(chosen, pinned, tmp_path / "logs")
     assert not outcome.changed
     assert {p.name: p.read_text() for p in chosen.tools_dir.iterdir()} == {
-        "kustomize": "kustomize", "kubeconform": "kubeconform", "flux": "flux-cli",
+        "kustomize": "kustomize", "kubeconform": "kubeconform", "flux": "flux-cli", "kube-apiserver": "kubernetes",
+        "etcd": "etcd",
     }  # fmt: skip
