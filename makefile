@@ -17,9 +17,15 @@ export KUBE_CONTEXT ?=              ## an existing cluster instead of kind
 export IMAGE_REPOSITORY ?=          ## with KUBE_CONTEXT: where the application is pushed to (host/name)
 export SUBNET ?=                    ## the lab network's subnet, where the engine's choice clashes with a VPN
 export ENV ?=                       ## the environment: dev, staging or production
+export HPA_DURATION ?= 120         ## hpa-demo: seconds of load
+export HPA_PROFILE ?= constant      ## hpa-demo: constant, ramp, step or spike
+export HPA_RATE ?=                  ## hpa-demo: requests a second at the peak; by default what nearly fills the autoscaler
+export HPA_CONCURRENCY ?=           ## hpa-demo: instead of a rate, as many clients
+export WAIT_SCALE_IN ?= 1           ## hpa-demo: 0 ends with the load
+export RUNS ?=                      ## hpa-compare: two folders of reports/hpa; by default the last two
 export DEBUG ?=                     ## 1 shows tracebacks
 # Make keeps the blanks before a comment as part of a value: take them off once, here.
-$(foreach v,IMAGE_SOURCE CLUSTER_NAME EDGE_PORT REGISTRY_PORT GIT_PORT EDGE GIT_REMOTE GIT_URL KUBE_CONTEXT IMAGE_REPOSITORY SUBNET ENV DEBUG,$(eval export $(v) := $(strip $($(v)))))
+$(foreach v,IMAGE_SOURCE CLUSTER_NAME EDGE_PORT REGISTRY_PORT GIT_PORT EDGE GIT_REMOTE GIT_URL KUBE_CONTEXT IMAGE_REPOSITORY SUBNET ENV HPA_DURATION HPA_PROFILE HPA_RATE HPA_CONCURRENCY WAIT_SCALE_IN RUNS DEBUG,$(eval export $(v) := $(strip $($(v)))))
 
 $(VENV)/.complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, this is %s. To mend it: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -60,6 +66,14 @@ port-forward: $(VENV)/.complete ## reach an environment on a local port: ENV=dev
 test-endpoints: $(VENV)/.complete ## request all endpoints in all environments
 	@$(LAB) test-endpoints
 
+##@ Autoscaling
+hpa-demo: $(VENV)/.complete ## load an environment, watch it scale out and in, keep a report: ENV=production
+	@$(LAB) hpa-demo
+hpa-status: $(VENV)/.complete ## the autoscalers now, and what keeps them from scaling
+	@$(LAB) hpa-status
+hpa-compare: $(VENV)/.complete ## two runs side by side, in one table and one picture
+	@$(LAB) hpa-compare
+
 ##@ Checks
 lint: $(VENV)/.complete ## ruff and mypy
 	@$(VENV)/bin/ruff check .
@@ -87,4 +101,4 @@ help: ## this list
 	  /^export [A-Z_]+ \?=.*## / { split($$0, p, "## "); split(p[1], w, /[ ?=]+/); v[++n] = sprintf("  %-16s %s%s", w[2], p[2], w[3] == "" ? "" : " (" w[3] ")") } \
 	  END { print "\nVariables"; for (i = 1; i <= n; i++) print v[i] }' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: setup-all teardown status resume doctor diagnose timings engine-stop push deploy reconcile logs port-forward test-endpoints lint test e2e e2e-long bench lock clean help
+.PHONY: setup-all teardown status resume doctor diagnose timings engine-stop push deploy reconcile logs port-forward test-endpoints hpa-demo hpa-status hpa-compare lint test e2e e2e-long bench lock clean help

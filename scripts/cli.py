@@ -191,6 +191,26 @@ def _bench(chosen: Settings) -> int:
     return bench.bench(chosen, versions.load())
 
 
+def _hpa_demo(chosen: Settings) -> int:
+    wanted = settings.load_hpa()
+
+    from scripts.hpa import demo
+
+    return demo.demo(chosen, wanted)
+
+
+def _hpa_status(chosen: Settings) -> int:
+    from scripts.hpa import status
+
+    return status.status(chosen, os.environ.get("ENV", ""))
+
+
+def _hpa_compare(_: Settings) -> int:
+    from scripts.hpa import compare
+
+    return compare.compare(os.environ.get("RUNS", "").split())
+
+
 def _lock(chosen: Settings) -> int:
     from scripts import relock
 
@@ -220,6 +240,9 @@ COMMANDS: dict[str, Command] = {
     "diagnose": _diagnose,
     "doctor": _doctor,
     "engine-stop": _engine_stop,
+    "hpa-compare": _hpa_compare,
+    "hpa-demo": _hpa_demo,
+    "hpa-status": _hpa_status,
     "lock": _lock,
     "logs": _logs,
     "port-forward": _port_forward,
@@ -234,4 +257,15 @@ COMMANDS: dict[str, Command] = {
     "tools": _tools,
 }
 # Commands whose details nobody reads later.
-_QUIET = {"app-tag", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools"}
+_QUIET = {
+    "app-tag",
+    "hpa-compare",
+    "hpa-status",
+    "status",
+    "timings",
+    "logs",
+    "port-forward",
+    "test-endpoints",
+    "doctor",
+    "tools",
+}

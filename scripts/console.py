@@ -11,10 +11,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -74,6 +74,13 @@ def raw(text: str) -> None:
     """Print text as it is, for machines (JSON) and for pipes."""
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def live(draw: Callable[[], RenderableType], per_second: float = 2) -> Iterator[None]:
+    """Show what `draw` returns, drawn anew while the block runs; only where `is_live`. The last drawing stays."""
+    with Live(get_renderable=draw, console=_out, refresh_per_second=per_second, vertical_overflow="crop"):
+        yield
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
