@@ -250,6 +250,8 @@ def start_pipeline(*commands: Sequence[str | Path]) -> Pipeline:
         argv = [str(a) for a in command]
         console.debug(f"$ {printable(argv)} |")
         try:
+            if not shutil.which(argv[0]):
+                raise FileNotFoundError(2, "there is no such program")
             process = subprocess.Popen(
                 [*_die_with_parent(), *argv],
                 stdin=source,

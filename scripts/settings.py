@@ -177,7 +177,7 @@ class HpaSettings:
 # Shorter than 30 s no measurement reaches the autoscaler; longer than 15 min nobody watches.
 HPA_DURATION_S = (30, 900)
 HPA_RATE = (1, 2000)
-HPA_CONCURRENCY = (1, 64)
+HPA_CONCURRENCY = (1, 40)
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _REMOTE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")

@@ -95,7 +95,7 @@ def peak_rate(wanted: HpaSettings, capacity: Capacity) -> int:
     if wanted.rate:
         return wanted.rate
     if wanted.concurrency:
-        return min(HPA_RATE[1], max(1, round(wanted.concurrency * 1000 / CPU_MS)))
+        return round(wanted.concurrency * 1000 / CPU_MS)
     pods = max(capacity.minimum + 0.9, capacity.maximum * FILL)
     millicores = min(pods * capacity.pod_millicores, capacity.machine_cores * 1000 * MACHINE_SHARE)
     return max(1, min(HPA_RATE[1], math.floor(millicores / cost_ms())))

@@ -34,7 +34,7 @@ BASE = "flux-cd/applications/_base-app-config"
 OVERLAY = "flux-cd/applications/mock-cluster-aka-namespaces"
 
 _CERTIFICATE = re.compile(r"x509:|failed to verify certificate|certificate (?:signed by|has expired|is not valid)")
-_SCRAPE_ERROR = re.compile(r'err="([^"]*(?:\\"[^"]*)*)"')
+_SCRAPE_ERROR = re.compile(r'err="((?:[^"\\]|\\.)*)"')
 
 
 class Kind(StrEnum):
