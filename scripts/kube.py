@@ -163,6 +163,16 @@ class Kube:
         plain: Object = self._api.sanitize_for_serialization(thing)
         return plain
 
+    def list_plain(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[list[Object], str]:
+        """Return what a list method lists, as plain data, and the resource version from which a watch goes on."""
+        from kubernetes.client import ApiException
+
+        answer = self.call(method, *args, _preload_content=False, **kwargs)
+        if answer.status != 200:
+            raise ApiException(http_resp=answer)
+        found: Object = json.loads(answer.data)
+        return found["items"], str(found["metadata"]["resourceVersion"])
+
     def watch(
         self, method: Callable[..., Any], *args: Any, version: str, timeout_s: int, **kwargs: Any
     ) -> Iterator[tuple[str, Object]]:

@@ -89,10 +89,10 @@ class Sampler:
 
         while not self._stop.is_set():
             try:
-                listed = self._kube.call(watched.method, self._environment, **watched.selector)
-                self.replace(watched.kind, [self._kube.to_dict(item) for item in listed.items])
+                listed, version = self._kube.list_plain(watched.method, self._environment, **watched.selector)
+                self.replace(watched.kind, listed)
                 changes = self._kube.watch(
-                    watched.method, self._environment, version=listed.metadata.resource_version, timeout_s=WATCH_S,
+                    watched.method, self._environment, version=version, timeout_s=WATCH_S,
                     **watched.selector,
                 )  # fmt: skip
                 for change, thing in changes:

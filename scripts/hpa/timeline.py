@@ -150,7 +150,7 @@ def find_moments(recording: Recording, level: float | None) -> Moments:
         at_highest=_first(loaded, lambda s: s.ready == highest) if highest > first else None,
         latency_back=_latency_back(recording.during, level, min(ready, default=None)),
         load_ended=ended,
-        at_minimum=_back_at(recording.samples, ended, minimum) if highest > first else None,
+        at_minimum=_back_at(recording.samples, ended, minimum),
     )
 
 
@@ -206,7 +206,7 @@ def _latency_back(in_load: Sequence[Answer], level: float | None, ready: float |
 
 
 def _with_checks(recording: Recording, summary: Summary) -> Summary:
-    plan, moments = recording.plan, summary.moments
+    plan = recording.plan
     capacity = plan.capacity
     currents = [s.current for s in recording.samples]
     checks = [_scaled_out(recording, summary)]
@@ -219,16 +219,7 @@ def _with_checks(recording: Recording, summary: Summary) -> Summary:
         )
     )
     if plan.wanted.wait_scale_in and not recording.interrupted:
-        took = since(moments.load_ended, moments.at_minimum)
-        checks.append(
-            Check(
-                "back at its minimum",
-                took is not None,
-                f"not back at {capacity.minimum} pods"
-                if took is None
-                else f"{took:.0f} s after the load ({goal(took, MINIMUM_GOAL_S)})",
-            )
-        )
+        checks.append(_back_at_minimum(recording, summary))
     words = f": {'; '.join(summary.errors[:3])}" if summary.errors else ""
     checks.append(
         Check(
@@ -250,6 +241,16 @@ def _scaled_out(recording: Recording, summary: Summary) -> Check:
     return Check(
         "scaled out", True, f"to {summary.highest_ready} ready pods, the first new one Ready after {took:.0f} s{held}"
     )
+
+
+def _back_at_minimum(recording: Recording, summary: Summary) -> Check:
+    minimum = recording.plan.capacity.minimum
+    took = since(summary.moments.load_ended, summary.moments.at_minimum)
+    if took is None:
+        return Check("back at its minimum", False, f"not back at {minimum} pods")
+    if max(s.current for s in recording.samples) <= minimum:
+        return Check("back at its minimum", True, "it never left it")
+    return Check("back at its minimum", True, f"{took:.0f} s after the load ({goal(took, MINIMUM_GOAL_S)})")
 
 
 def why_not(recording: Recording) -> str:
