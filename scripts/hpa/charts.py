@@ -19,6 +19,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
 )  # fmt: skip
 NODE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
 DPI = 130
+# Room between a title and its axes for the names of moments, on three lines.
+TITLE_PAD = 44
 STYLE: dict[str, Any] = {
     "font.size": 11, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
@@ -47,19 +49,22 @@ def draw(recording: Recording, summary: Summary, folder: Path) -> list[Path]:
     plt = pyplot()
     origin = recording.load_began or recording.started
     seconds = by_second(recording.answers, origin)
-    figure, axes = plt.subplots(4, 1, figsize=(11, 12.5), sharex=True, height_ratios=(1, 1.2, 1.2, 1.2))
+    figure, axes = plt.subplots(
+        4, 1, figsize=(11, 12.5), sharex=True, height_ratios=(1, 1.2, 1.2, 1.2), layout="constrained"
+    )
     load_panel(axes[0], recording, seconds, origin)
     latency_panel(axes[1], recording, summary, origin)
     cpu_panel(axes[2], recording, origin)
     replicas_panel(axes[3], recording, origin)
     axes[3].set_xlabel("seconds since the load began")
+    axes[3].set_xlim(recording.started - origin, max(recording.ended, recording.started + 1) - origin)
     mark_moments(axes, summary.moments, origin)
     wanted = recording.plan.wanted
     figure.suptitle(
         f"{wanted.environment}: {wanted.profile} load, {recording.plan.peak}/s at its peak", x=0.01, ha="left"
     )
     overview = _save(plt, figure, folder / "overview.png")
-    figure, axis = plt.subplots(figsize=(11, 1.6 + 0.42 * max(3, len(recording.pods))))
+    figure, axis = plt.subplots(figsize=(11, 2.2 + 0.42 * max(3, len(recording.pods))), layout="constrained")
     pods_panel(axis, recording, origin)
     mark_moments([axis], summary.moments, origin)
     return [overview, _save(plt, figure, folder / "pods.png")]
@@ -92,7 +97,7 @@ def load_panel(axis: Axes, recording: Recording, seconds: Sequence[Second], orig
         axis.bar(
             [s.at - origin + 0.5 for s in failed], [s.failed for s in failed], width=1.0, color=RED, label="failed"
         )
-    axis.set_title("Load" if failed else "Load, no request failed")
+    axis.set_title("Load" if failed else "Load, no request failed", pad=TITLE_PAD)
     axis.set_ylabel("requests/s")
     axis.set_ylim(bottom=0)
     _legend(axis)
@@ -137,10 +142,11 @@ def replicas_panel(axis: Axes, recording: Recording, origin: float) -> None:
     axis.step(times, [s.desired for s in recording.samples], where="post", color=ORANGE, label="desired")
     axis.step(times, [s.ready for s in recording.samples], where="post", color=GREEN, label="ready")
     axis.fill_between(times, [s.ready for s in recording.samples], step="post", color=GREEN, alpha=0.12)
-    for bound in (capacity.minimum, capacity.maximum):
+    for bound, name in ((capacity.minimum, "minimum"), (capacity.maximum, "maximum")):
         axis.axhline(bound, color=GREY, linestyle=":", linewidth=1.2)
-    axis.annotate("minimum and maximum", (times[0] if times else 0, capacity.maximum), xytext=(0, 3),
-                  textcoords="offset points", fontsize=9, color=GREY)  # fmt: skip
+        axis.annotate(
+            name, (1.005, bound), xycoords=("axes fraction", "data"), va="center", fontsize=10, color=GREY
+        )  # fmt: skip
     for event in recording.events:
         if event.reason == "SuccessfulRescale":
             size = event.message.removeprefix("New size: ").partition(";")[0]
@@ -151,7 +157,7 @@ def replicas_panel(axis: Axes, recording: Recording, origin: float) -> None:
     axis.set_title("Pods")
     axis.set_ylim(0, capacity.maximum + 0.9)
     axis.set_yticks(range(capacity.maximum + 1))
-    _legend(axis)
+    axis.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.16))
 
 
 def pods_panel(axis: Axes, recording: Recording, origin: float) -> None:
@@ -170,7 +176,8 @@ def pods_panel(axis: Axes, recording: Recording, origin: float) -> None:
     axis.set_yticks(range(len(recording.pods)), [p.name.rpartition("-")[2] for p in recording.pods])
     axis.invert_yaxis()
     axis.set_xlabel("seconds since the load began")
-    axis.set_title("Pods by node: pale while starting or ending, full while Ready")
+    axis.set_xlim(start, max(end, recording.started + 1) - origin)
+    axis.set_title("Pods by node: pale while starting or ending, full while Ready", pad=TITLE_PAD)
     axis.grid(axis="y", visible=False)
     handles = [Patch(color=colours[n], label=n or "no node") for n in nodes]
     axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.005, 1))
@@ -198,7 +205,7 @@ def mark_moments(axes: Sequence[Axes], moments: Moments, origin: float) -> None:
         level = (level + 1) % 3 if (at - last) / span < 0.09 else 0
         last = at
         axes[0].annotate(
-            label, (at - origin, 1.0), xycoords=("data", "axes fraction"), xytext=(2, -11 - 13 * level),
+            label, (at - origin, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3 + 13 * level),
             textcoords="offset points", fontsize=9, color="#333333",
         )  # fmt: skip
 
