@@ -183,8 +183,6 @@ class Run:
                     self._phases(targets)
             except KeyboardInterrupt:
                 interrupted = True
-                if self._load_began is not None and self._load_ended is None:
-                    self._load_ended = time.time()
             finally:
                 for load in self._loads.values():
                     load.stop()
@@ -215,13 +213,15 @@ class Run:
 
     def _phases(self, targets: Path) -> None:
         plan = self._plan
-        self._meter.cores(())
         self._part(Phase.QUIET, targets, [Stage(0, QUIET_S, plan.quiet)], lambda load: not load.is_sending)
         meter = CpuMeter()
         self._load_began = time.time()
-        load = self._part(Phase.LOAD, targets, plan.stages, lambda load: not load.is_sending)
-        self._load_ended = time.time()
-        self._generator_cores = meter.cores_so_far(load.pids)
+        try:
+            self._part(Phase.LOAD, targets, plan.stages, lambda load: not load.is_sending)
+        finally:
+            self._load_ended = time.time()
+            load = self._loads.get(Phase.LOAD)
+            self._generator_cores = meter.cores_so_far(load.pids if load else ())
         if plan.wanted.wait_scale_in:
             rest = [Stage(0, SCALE_IN_TIMEOUT_S, plan.quiet)]
             self._part(Phase.SCALE_IN, targets, rest, self._is_back).stop()
