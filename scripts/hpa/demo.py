@@ -304,8 +304,9 @@ class Run:
         found = self._sampler.explain()
         self._reasons = tuple(f"{r.kind}: {r.what}" for r in found)
         if phase is Phase.LOAD:
-            # One of each kind, in its latest words; what passes by itself kept nothing.
-            self._obstacles |= {r.kind: str(r) for r in found if r.is_fault or r.kind in LASTING}
+            # One of each kind, in its latest words: faults that were seen at all, the rest if it stood at the end.
+            kept = {kind: text for kind, text in self._obstacles.items() if kind in reasons.FAULTS}
+            self._obstacles = kept | {r.kind: str(r) for r in found if r.is_fault or r.kind in LASTING}
 
     def _milestones(self, origin: float) -> tuple[tuple[float, str], ...]:
         began = self._load_began

@@ -20,7 +20,7 @@ FILL = 0.92
 # More than this share of the machine would measure the machine, not the autoscaler.
 MACHINE_SHARE = 0.45
 # Before and after the load, requests are as cheap as it needs to leave the autoscaler at its minimum.
-QUIET_SHARE = 0.25
+QUIET_SHARE = 0.4
 QUIET_RATES = (1, 5)
 RAMP_STAGE_S = 5.0
 

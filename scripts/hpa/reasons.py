@@ -187,7 +187,8 @@ def explain(facts: Facts) -> list[Reason]:
     if active.get("status") == "False":
         return [_inactive(facts, active)]
     found = [*_pods_missing(facts), *_limited(facts)]
-    if not any(r.kind is Kind.AT_MAXIMUM for r in found):
+    # New pods that are not ready carry nothing yet, so what the CPU says then is about the others only.
+    if not any(r.kind in (Kind.AT_MAXIMUM, Kind.NOT_READY) for r in found):
         found += _at_maximum(facts)
     return found
 

@@ -140,12 +140,13 @@ def find_moments(recording: Recording, level: float | None) -> Moments:
     rescaled = [
         e.seen for e in recording.events if e.reason == "SuccessfulRescale" and began <= e.seen <= (ended or e.seen)
     ]
-    # The event is there a moment before the status, and both come by watches.
-    times = [t for t in (decision, min(rescaled, default=None)) if t is not None]
+    created = min((p.created for p in fresh), default=None)
+    # Status, event and pod come by watches of their own, each late by itself; the decision is no later than any of them.
+    times = [t for t in (decision, min(rescaled, default=None), created) if t is not None]
     return Moments(
         load_began=began,
         decision=min(times) if decision is not None else None,
-        new_pod=min((p.created for p in fresh), default=None),
+        new_pod=created,
         new_ready=min(ready, default=None),
         at_highest=_first(loaded, lambda s: s.ready == highest) if highest > first else None,
         latency_back=_latency_back(recording.during, level, min(ready, default=None)),
