@@ -21,9 +21,16 @@ export TREE ?=                      ## the tree that kustomize-… look at (this
 export DRY_RUN ?= 1                 ## 0: kustomize-check without the dry run on a real API server
 export BASE ?=                      ## what kustomize-diff compares with (main); LIVE=1: the cluster
 export OUTPUT ?=                    ## text, json, sarif or junit; of status: table or json; of kustomize-diff: text or markdown
+export HPA_DURATION ?= 120         ## hpa-demo: seconds of load
+export HPA_PROFILE ?= constant      ## hpa-demo: constant, ramp, step or spike
+export HPA_RATE ?=                  ## hpa-demo: requests a second at the peak; by default what nearly fills the autoscaler
+export HPA_CONCURRENCY ?=           ## hpa-demo: instead of a rate, as many clients
+export WAIT_SCALE_IN ?= 1           ## hpa-demo: 0 ends with the load
+export RUNS ?=                      ## hpa-compare: two folders of reports/hpa; by default the last two
 export DEBUG ?=                     ## 1 shows tracebacks
 # Make keeps the blanks before a comment as part of a value: take them off once, here.
-$(foreach v,IMAGE_SOURCE CLUSTER_NAME EDGE_PORT REGISTRY_PORT GIT_PORT EDGE GIT_REMOTE GIT_URL KUBE_CONTEXT IMAGE_REPOSITORY SUBNET ENV TREE DRY_RUN BASE OUTPUT DEBUG,$(eval export $(v) := $(strip $($(v)))))
+VARIABLES := $(shell sed -n 's/^export \([A-Z_]*\) ?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
+$(foreach v,$(VARIABLES),$(eval export $(v) := $(strip $($(v)))))
 
 $(VENV)/.complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, this is %s. To mend it: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -85,6 +92,14 @@ hooks: $(VENV)/.complete ## let each git push check the manifests first
 	@$(LAB) hooks
 watch: $(VENV)/.complete ## check again at each save
 	@$(LAB) watch
+
+##@ Autoscaling
+hpa-demo: $(VENV)/.complete ## load an environment, watch it scale out and in, keep a report: ENV=production
+	@$(LAB) hpa-demo
+hpa-status: $(VENV)/.complete ## the autoscalers now, and what keeps them from scaling
+	@$(LAB) hpa-status
+hpa-compare: $(VENV)/.complete ## two runs side by side, in one table and one picture
+	@$(LAB) hpa-compare
 
 ##@ Checks
 lint: $(VENV)/.complete ## ruff and mypy

@@ -288,6 +288,26 @@ def _watch(chosen: Settings) -> int:
     return commands.watch(chosen)
 
 
+def _hpa_demo(chosen: Settings) -> int:
+    wanted = settings.load_hpa()
+
+    from scripts.hpa import demo
+
+    return demo.demo(chosen, wanted)
+
+
+def _hpa_status(chosen: Settings) -> int:
+    from scripts.hpa import status
+
+    return status.status(chosen, os.environ.get("ENV", ""))
+
+
+def _hpa_compare(_: Settings) -> int:
+    from scripts.hpa import compare
+
+    return compare.compare(os.environ.get("RUNS", "").split())
+
+
 def _lock(chosen: Settings) -> int:
     from scripts import relock
 
@@ -318,6 +338,9 @@ COMMANDS: dict[str, Command] = {
     "doctor": _doctor,
     "engine-stop": _engine_stop,
     "hooks": _hooks,
+    "hpa-compare": _hpa_compare,
+    "hpa-demo": _hpa_demo,
+    "hpa-status": _hpa_status,
     "kustomize-build": _kustomize_build,
     "kustomize-check": _kustomize_check,
     "kustomize-diff": _kustomize_diff,
@@ -343,7 +366,7 @@ COMMANDS: dict[str, Command] = {
 }
 # Commands whose details nobody reads later.
 _QUIET = {
-    "app-tag", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "kustomize-check",
+    "app-tag", "hpa-compare", "hpa-status", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "kustomize-check",
     "kustomize-diff", "pre-push", "hooks", "watch", "kustomize-structure", "kustomize-build", "kustomize-validate",
     "kustomize-lint", "kustomize-dry-run",
 }  # fmt: skip

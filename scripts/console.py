@@ -11,14 +11,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 # rich takes a tenth of a second to import: a command that prints nothing through it does not pay for it.
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.live import Live
     from rich.table import Table
     from rich.text import Text
@@ -105,6 +105,15 @@ def diff_line(text: str) -> None:
         return
     mark = text.strip()[:1]
     line(text, {"+": "green", "-": "red", "@": "cyan", "─": "bold"}.get(mark, ""))
+
+
+@contextlib.contextmanager
+def live(draw: Callable[[], RenderableType], per_second: float = 2) -> Iterator[None]:
+    """Show what `draw` returns, drawn anew while the block runs; only where `is_live`. The last drawing stays."""
+    from rich.live import Live
+
+    with Live(get_renderable=draw, console=_out(), refresh_per_second=per_second, vertical_overflow="crop"):
+        yield
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:

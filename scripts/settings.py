@@ -66,6 +66,15 @@ class Edge(StrEnum):
     NONE = "none"
 
 
+class Profile(StrEnum):
+    """How the load of `make hpa-demo` goes over time."""
+
+    CONSTANT = "constant"
+    RAMP = "ramp"
+    STEP = "step"
+    SPIKE = "spike"
+
+
 @dataclass(frozen=True)
 class Settings:
     """One run's names, ports and choices."""
@@ -156,6 +165,23 @@ class Settings:
         """The one folder in which step 2 leaves the command-line tools."""
         return self.cache_dir / "tools"
 
+
+@dataclass(frozen=True)
+class HpaSettings:
+    """What `make hpa-demo` is asked for: at most one of rate and concurrency, 0 for what the autoscaler's size suggests."""
+
+    environment: str = "production"
+    duration_s: int = 120
+    rate: int = 0
+    concurrency: int = 0
+    profile: Profile = Profile.CONSTANT
+    wait_scale_in: bool = True
+
+
+# Shorter than 30 s no measurement reaches the autoscaler; longer than 15 min nobody watches.
+HPA_DURATION_S = (30, 900)
+HPA_RATE = (1, 2000)
+HPA_CONCURRENCY = (1, 40)
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _REMOTE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
@@ -262,6 +288,43 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         cache_dir=cache,
         state_root=state,
     )
+
+
+def load_hpa(environ: Mapping[str, str] | None = None) -> HpaSettings:
+    """Return what the environment asks `make hpa-demo` for; raises UsageError for a value that can't be used."""
+    env = os.environ if environ is None else environ
+    defaults = HpaSettings()
+    rate = _whole(env, "HPA_RATE", 0, HPA_RATE)
+    concurrency = _whole(env, "HPA_CONCURRENCY", 0, HPA_CONCURRENCY)
+    if rate and concurrency:
+        raise UsageError(
+            f"HPA_RATE={rate} and HPA_CONCURRENCY={concurrency} both set the load.", "give one of them, or neither"
+        )
+    wait = env.get("WAIT_SCALE_IN", "") or "1"
+    if wait not in ("0", "1"):
+        raise UsageError(
+            f"WAIT_SCALE_IN={wait} is not known.", "take 1 to wait for the scale-in, 0 to end with the load"
+        )
+    return HpaSettings(
+        environment=require_environment(env.get("ENV", "") or defaults.environment),
+        duration_s=_whole(env, "HPA_DURATION", defaults.duration_s, HPA_DURATION_S),
+        rate=rate,
+        concurrency=concurrency,
+        profile=Profile(_choice(env, "HPA_PROFILE", Profile, defaults.profile)),
+        wait_scale_in=wait == "1",
+    )
+
+
+def _whole(environ: Mapping[str, str], variable: str, default: int, bounds: tuple[int, int]) -> int:
+    text = environ.get(variable, "")
+    if not text:
+        return default
+    lowest, highest = bounds
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
+        raise UsageError(
+            f"{variable}={text} is not a whole number from {lowest} to {highest}.", f"{variable}={default or lowest}"
+        )
+    return int(text)
 
 
 def environments(overlays: Path | None = None) -> list[str]:
