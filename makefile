@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 LAB := $(VENV)/bin/python -m scripts
+# Compiling the package takes longer than a check: what is compiled is kept, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Variables (make <target> NAME=value)
 export IMAGE_SOURCE ?= auto         ## where tools and images come from: auto, registry or source

@@ -48,7 +48,8 @@ def _script(root: Path) -> str:
     return f"""#!/bin/sh
 {_MARK}
 # Git tells a hook where its repository is by variables that would mislead the git commands of the check.
-unset $(git rev-parse --local-env-vars)
+# The last one would have Python compile the package anew each time.
+unset $(git rev-parse --local-env-vars) PYTHONDONTWRITEBYTECODE
 cd {shlex.quote(str(root))} && exec .venv/bin/python -m scripts pre-push
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +22,12 @@ from scripts.check.fluxobjects import (
     from_resource,
     is_flux,
     render_spec,
-    written_objects,
 )
 from scripts.check.graph import Graph
 from scripts.check.model import Finding, Place, Rendered, Severity, Stage
 from scripts.check.references import Reference
 from scripts.check.store import Store, code_digest, digest, identity_of
-from scripts.check.structure import broken_builds
+from scripts.check.structure import broken_builds, unusable_files
 from scripts.check.tree import join
 from scripts.check.variables import Variables, variables_of
 from scripts.process import CommandError, Completed
@@ -76,12 +75,33 @@ class _Job:
 class Renderer:
     """Renders a tree."""
 
-    def __init__(self, graph: Graph, kustomize: Path, store: Store, broken: set[str], everything: bool = False) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        kustomize: Path,
+        store: Store,
+        written: Sequence[FluxObject],
+        look_at_files: Callable[[], set[str]],
+        everything: bool = False,
+    ) -> None:
+        """Prepare to render a tree.
+
+        Args:
+            graph: the tree's kustomizations.
+            kustomize: the program.
+            store: where earlier renderings are kept.
+            written: the Flux Kustomizations as they are written.
+            look_at_files: finds the files that no build can use. It takes as long as a build, so it is called while the
+                first builds run; those that turn out to need such a file are dropped.
+            everything: render also those that only others include.
+        """
+        self.written = written
+        self.look_at_files = look_at_files
         self.everything = everything
         self.graph = graph
         self.kustomize = kustomize
         self.store = store
-        self.broken = broken
+        self.broken: set[str] | None = None
         self.used_keys: list[str] = []
         # What was built in this run: kept only if the tree is still the one that it was built from.
         self.fresh: list[Rendering] = []
@@ -92,7 +112,7 @@ class Renderer:
 
     def render_all(self) -> Renderings:
         """Render everything that the tree's roots lead to, then what none of them did."""
-        written = [f for f in written_objects(self.graph.tree, self.graph.tree.yaml_files()) if f.is_kustomization]
+        written = list(self.written)
         self._run(_roots(self.graph, written))
         met = {(f.place.file, f.place.line) for f in self._objects.values()}
         # A circle of Flux Kustomizations that only apply each other, or one whose parent did not build.
@@ -101,6 +121,9 @@ class Renderer:
             done = {a.rendering.spec.folder for a in self._by_spec.values()}
             rest = [k for k in self.graph.all if not k.is_component and k.folder not in done]
             self._run([_Job(RenderSpec(k.folder), None, k.folder or ".") for k in rest])
+        if self.broken is None:
+            # A tree in which nothing can be built.
+            self.broken = self.look_at_files()
         applied = sorted(self._by_spec.values(), key=lambda a: (a.rendering.spec.folder, a.rendering.key))
         return Renderings(applied, list(self._objects.values()), self._findings)
 
@@ -125,10 +148,14 @@ class Renderer:
                     build = self._begin(queue.popleft(), Path(folder), queue.append)
                     if build:
                         running[pool.submit(build.run)] = build
+                if self.broken is None:
+                    self.broken = self.look_at_files()
                 if running:
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         build = running.pop(future)
+                        if self._is_blocked(self._by_spec[build.spec.key]):
+                            continue
                         rendering = finish(self.graph, build, future.result())
                         self.fresh.append(rendering)
                         self._keep(rendering, queue.append)
@@ -163,9 +190,7 @@ class Renderer:
         parents = [job.parent] if job.parent else []
         applied = Applied(Rendering(job.spec, key), [job.flux] if job.flux else [], [job.scope], parents)
         self._by_spec[name] = applied
-        blocked = next((b for f in (job.spec.folder, *extra) for b in broken_builds(self.graph, f, self.broken)), "")
-        if blocked:
-            applied.rendering = Rendering(job.spec, key, skipped=f"{blocked} is broken")
+        if self._is_blocked(applied):
             return None
         if missing:
             applied.rendering = Rendering(job.spec, key, skipped=f"{missing[0]} does not exist")
@@ -180,6 +205,17 @@ class Renderer:
             self._keep(Rendering.from_record(job.spec, key, record), follow)
             return None
         return prepare(self.graph, job.spec, key, variables, self.kustomize, folder)
+
+    def _is_blocked(self, applied: Applied) -> bool:
+        """Whether a rendering needs a file that no build can use; notes it."""
+        spec = applied.rendering.spec
+        components = [join(spec.folder, str(c)) for c in spec.settings.get("components") or []]
+        broken = unusable_files(self.graph.tree) | (self.broken or set())
+        for folder in (spec.folder, *components):
+            for path in broken_builds(self.graph, folder, broken) if self.graph.buildable(folder) else ():
+                applied.rendering = Rendering(spec, applied.rendering.key, skipped=f"{path} is broken")
+                return True
+        return False
 
     def _keep(self, rendering: Rendering, follow: Callable[[_Job], None]) -> None:
         applied = self._by_spec[rendering.spec.key]

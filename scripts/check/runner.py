@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.check.model import Finding, Report, Row, Severity, Stage
-from scripts.check.sourcefile import source_from_record, source_to_record
+from scripts.check.sourcefile import FLUX_KUSTOMIZE_GROUP, MAX_YAML_BYTES, source_from_record, source_to_record
 from scripts.check.store import Store, code_digest, digest, from_record, identity_of, to_record
 from scripts.check.tree import Tree, join
 
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from scripts.check.graph import Graph
     from scripts.check.model import Rendered
     from scripts.check.renderer import Renderer, Renderings
+    from scripts.check.structure import Structure
     from scripts.check.validate import Definitions
 
+_LARGE_BYTES = 50_000
+_FLUX_GROUP = FLUX_KUSTOMIZE_GROUP.encode()
 ALL = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA, Stage.LINT, Stage.DRY_RUN)
 
 
@@ -117,15 +120,19 @@ def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Renderer]
     clock = _Clock(seconds)
     with clock.of(Stage.STRUCTURE):
         graph = Graph(tree)
-        folders = {
-            folder
-            for flux in written_objects(tree, tree.yaml_files())
-            if flux.is_kustomization and (folder := folder_of(tree, flux)) is not None
-        }
-        structure = check_structure(graph, folders)
+        written = [f for f in written_objects(tree, _files_with_flux(tree)) if f.is_kustomization]
+        applied = {folder for flux in written if (folder := folder_of(tree, flux)) is not None}
+    structures: list[Structure] = []
+
+    def look_at_files() -> set[str]:
+        with clock.of(Stage.STRUCTURE):
+            structures.append(check_structure(graph, applied))
+        return structures[0].broken
+
     with clock.of(Stage.BUILD):
-        renderer = Renderer(graph, options.kustomize, store, structure.broken, options.everything)
+        renderer = Renderer(graph, options.kustomize, store, written, look_at_files, options.everything)
         renderings = renderer.render_all()
+    structure = structures[0]
     findings = list(structure.findings)
     with clock.of(Stage.STRUCTURE):
         crds = definitions(t for a in renderings.applied for t in a.rendering.texts)
@@ -138,7 +145,8 @@ def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Renderer]
         with clock.of(Stage.SCHEMA):
             from scripts.check.validate import Validator
 
-            validator = Validator(graph, options.kubeconform, store, options.definitions())
+            shared = Store(options.cache / "shared")
+            validator = Validator(graph, options.kubeconform, store, shared, options.definitions())
             findings += validator.validate([a.rendering for a in renderings.applied])
             store.drop_old("schema", validator.used_keys)
     findings += _extra_findings(options, store, renderings, clock)
@@ -151,6 +159,17 @@ def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Renderer]
         tuple(_rows(graph, renderings)),
     )
     return Checked(report, graph, renderings), renderer
+
+
+def _files_with_flux(tree: Tree) -> Iterator[str]:
+    """Yield the YAML files that can hold Flux Kustomizations: a large one is read only if it names their group.
+
+    So builds begin before the large files (definitions, mostly) are parsed.
+    """
+    for path in tree.yaml_files():
+        size = tree.entries[path].size
+        if size < _LARGE_BYTES or (size <= MAX_YAML_BYTES and _FLUX_GROUP in tree.absolute(path).read_bytes()):
+            yield path
 
 
 def _extra_findings(options: Options, store: Store, renderings: Renderings, clock: _Clock) -> list[Finding]:

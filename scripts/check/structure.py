@@ -11,8 +11,8 @@ from typing import Any
 from scripts.check.graph import Graph, Kustomization, circles_of
 from scripts.check.model import Finding, Place, Severity, Stage
 from scripts.check.references import Reference, ReferenceKind, folder_target
-from scripts.check.sourcefile import KUSTOMIZATION_FILES, KUSTOMIZE_GROUP, Document
-from scripts.check.tree import FileKind, is_below
+from scripts.check.sourcefile import KUSTOMIZATION_FILES, KUSTOMIZE_GROUP, MAX_YAML_BYTES, Document
+from scripts.check.tree import YAML_SUFFIXES, FileKind, Tree, is_below
 
 # The fields of a kustomization, deprecated ones included: https://kubectl.docs.kubernetes.io/references/kustomize/
 _LISTS = {
@@ -66,7 +66,7 @@ def check_structure(graph: Graph, applied: set[str]) -> Structure:
         _check_fields(kustomization, result)
         _check_references(graph, kustomization, kustomization.references, result)
         if not applied:
-            _check_restrictions(kustomization, result)
+            _check_restrictions(graph, kustomization, result)
         for file, reference in graph.plugin_references(kustomization):
             _check_reference(graph, kustomization, reference, Place(file, reference.line), result)
         _check_twice(graph, kustomization, result)
@@ -234,11 +234,11 @@ def _check_folder_reference(
         add("reference-kind", f"`{reference.value}` is not a Component", "list it under `resources`")
 
 
-def _check_restrictions(kustomization: Kustomization, result: Structure) -> None:
+def _check_restrictions(graph: Graph, kustomization: Kustomization, result: Structure) -> None:
     """Find files that kustomize by itself refuses to read, in a tree that no Flux (which allows them) applies."""
     for reference in kustomization.references:
         inner = posixpath.relpath(reference.target or ".", kustomization.folder or ".")
-        if inner.startswith("..") and posixpath.splitext(reference.target)[1]:
+        if inner.startswith("..") and graph.tree.is_file(reference.target):
             message = f"`{reference.value}` lies outside its folder: kustomize refuses it, unlike Flux"
             place = Place(kustomization.place, reference.line)
             mend = "move it into the folder, or give its folder a kustomization and name that"
@@ -376,6 +376,16 @@ def _owner(graph: Graph, path: str) -> str | None:
         if not folder or folder == "..":
             return None
         folder = posixpath.dirname(folder)
+
+
+def unusable_files(tree: Tree) -> set[str]:
+    """Return the files that nothing may even open: too large, or links out of the tree."""
+    return {
+        path
+        for path, entry in tree.entries.items()
+        if entry.kind in (FileKind.LINK_OUTSIDE, FileKind.BROKEN_LINK)
+        or (entry.size > MAX_YAML_BYTES and posixpath.splitext(path)[1] in YAML_SUFFIXES)
+    }
 
 
 def broken_builds(graph: Graph, folder: str, broken: set[str]) -> Iterator[str]:

@@ -82,10 +82,12 @@ class _Elsewhere:
 class Validator:
     """Validates renderings; what was said of an object's text is kept by the text and its schema's sources."""
 
-    def __init__(self, graph: Graph, kubeconform: Path, store: Store, definitions: Definitions) -> None:
+    def __init__(self, graph: Graph, kubeconform: Path, store: Store, schemas: Store, definitions: Definitions) -> None:
         self.graph = graph
         self.kubeconform = kubeconform
         self.store = store
+        # Of all trees together: a schema is the same for each.
+        self.schemas = schemas
         self.definitions = definitions
         self.used_keys: list[str] = []
 
@@ -171,17 +173,17 @@ class Validator:
                     (folder / kind.file_name).write_text(schema)
         for kind in kinds - written:
             key = digest("core", code_digest(), self.definitions.kubernetes, str(core.folder), kind.file_name)
-            schema_text = self.store.get("schemas", key)
+            schema_text = self.schemas.get("schemas", key)
             if schema_text is None:
                 found = core.schema(kind)
                 schema_text = json.dumps(found, separators=(",", ":")) if found is not None else ""
-                self.store.put("schemas", key, schema_text)
+                self.schemas.put("schemas", key, schema_text)
             if schema_text:
                 (folder / kind.file_name).write_text(schema_text)
 
     def _schemas_of(self, text: str) -> Iterator[tuple[ObjectKind, str]]:
         key = digest("crd", code_digest(), text)
-        record = self.store.get("schemas", key)
+        record = self.schemas.get("schemas", key)
         if record is None:
             try:
                 made = list(crd_schemas(load_one(without_descriptions(text))))
@@ -189,7 +191,7 @@ class Validator:
                 # Not a definition that the API server would take: its own check says so.
                 made = []
             record = [[k.group, k.version, k.kind, json.dumps(s, separators=(",", ":"))] for k, s in made]
-            self.store.put("schemas", key, record)
+            self.schemas.put("schemas", key, record)
         for group, version, kind, schema in record:
             yield ObjectKind(group, version, kind), schema
 
