@@ -238,7 +238,8 @@ def _check_restrictions(graph: Graph, kustomization: Kustomization, result: Stru
     """Find files that kustomize by itself refuses to read, in a tree that no Flux (which allows them) applies."""
     for reference in kustomization.references:
         inner = posixpath.relpath(reference.target or ".", kustomization.folder or ".")
-        if inner.startswith("..") and graph.tree.is_file(reference.target):
+        outside_tree = reference.target.startswith("../")  # said already
+        if inner.startswith("..") and not outside_tree and graph.tree.is_file(reference.target):
             message = f"`{reference.value}` lies outside its folder: kustomize refuses it, unlike Flux"
             place = Place(kustomization.place, reference.line)
             mend = "move it into the folder, or give its folder a kustomization and name that"
