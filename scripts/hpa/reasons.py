@@ -187,11 +187,12 @@ def explain(facts: Facts) -> list[Reason]:
         return [_unable(facts, able)]
     if active.get("status") == "False":
         return [_inactive(facts, active)]
-    found = [*_pods_missing(facts), *_limited(facts)]
-    # New pods that are not ready carry nothing yet, so what the CPU says then is about the others only.
-    if not any(r.kind in (Kind.AT_MAXIMUM, Kind.NOT_READY) for r in found):
-        found += _at_maximum(facts)
-    return found
+    missing = _pods_missing(facts)
+    found = [*missing, *_limited(facts)]
+    # With pods still missing, it may have asked for its maximum without having it.
+    if missing:
+        return [r for r in found if r.kind is not Kind.AT_MAXIMUM]
+    return found if any(r.kind is Kind.AT_MAXIMUM for r in found) else [*found, *_at_maximum(facts)]
 
 
 def _unable(facts: Facts, able: Object) -> Reason:

@@ -257,7 +257,7 @@ def _back_at_minimum(recording: Recording, summary: Summary) -> Check:
 def why_not(recording: Recording) -> str:
     """Return why no pod was added: what was found in its way, or that the load did not call for it."""
     if recording.obstacles:
-        return " ".join(recording.obstacles)
+        return "; ".join(recording.obstacles)
     seen = [s.hpa_cpu_percent for s in recording.samples if s.hpa_cpu_percent is not None]
     target = recording.plan.capacity.target_percent
     return f"the CPU reached {max(seen, default=0)} % of the request, the target is {target} %: more load or more time"

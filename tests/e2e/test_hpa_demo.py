@@ -109,12 +109,14 @@ BREAKS = [
 ]  # fmt: skip
 
 
-class TestStatus:
-    @pytest.fixture(scope="class", autouse=True)
-    def held(self, kube, settings):
-        with on_hold(kube, settings, "dev"):
-            yield
+@pytest.fixture(scope="class")
+def dev_on_hold(kube, settings):
+    with on_hold(kube, settings, "dev"):
+        yield
 
+
+@pytest.mark.usefixtures("dev_on_hold")
+class TestStatus:
     @pytest.mark.parametrize("broken", BREAKS, ids=lambda b: str(b.kind))
     def test_it_says_what_keeps_the_autoscaler(self, kube, make, broken):
         require_status_tells(kube, make, broken)

@@ -122,11 +122,12 @@ CASES: list[tuple[str, Facts, list[Kind], str, str]] = [
     ("ending", facts(pods=(pod(), pod("b", ready=False, deleted=True))), [], "", ""),
     ("maximum asked for more", facts(hpa=hpa(TOO_MANY, current=5, percent=200)), [Kind.AT_MAXIMUM], "has its 5 pods, with CPU at 200 % of the request where 70 % is the target", "maxReplicas"),
     ("maximum and busy", facts(hpa=hpa(current=5, percent=90)), [Kind.AT_MAXIMUM], "CPU at 90 %", "maxReplicas"),
+    ("maximum, not ready", facts(hpa=hpa(current=5, percent=200), pods=(pod(), pod("b", ready=False))), [Kind.NOT_READY], "1 new pod is starting", ""),
     ("maximum and content", facts(hpa=hpa(current=5, percent=75)), [], "", ""),
     ("stabilising", facts(hpa=hpa(DOWN, current=4, percent=5)), [Kind.STABILISING], "stabilising for at most 30 s: it scales in once no higher number", "stabilizationWindowSeconds"),
     ("stabilising upwards", facts(hpa=hpa(UP, percent=200, behavior={"scaleUp": {"stabilizationWindowSeconds": 60}})), [Kind.STABILISING], "at most 60 s: it scales out once no lower", "stabilizationWindowSeconds"),
     ("one at a time", facts(hpa=hpa(SLOW, current=4, percent=5)), [Kind.RATE], "removes at most 1 pod in 10 s", "wait"),
-    ("quota at the maximum", facts(hpa=hpa(TOO_MANY, current=5, percent=200), deployment=deployment(QUOTA, replicas=5)), [Kind.QUOTA, Kind.AT_MAXIMUM], "exceeded quota", "resourcequota.yaml"),
+    ("maximum asked for, not there", facts(hpa=hpa(TOO_MANY, current=5, percent=200), deployment=deployment(QUOTA, replicas=5)), [Kind.QUOTA], "exceeded quota", "resourcequota.yaml"),
 ]  # fmt: skip
 
 
