@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.check.model import Finding, Report, Row, Severity, Stage
-from scripts.check.sourcefile import FLUX_KUSTOMIZE_GROUP, MAX_YAML_BYTES, source_from_record, source_to_record
+from scripts.check.sourcefile import (
+    FLUX_KUSTOMIZE_GROUP,
+    LARGE_BYTES,
+    MAX_YAML_BYTES,
+    source_from_record,
+    source_to_record,
+)
 from scripts.check.store import Store, code_digest, digest, from_record, identity_of, to_record
 from scripts.check.tree import Tree, join
 
@@ -20,7 +26,6 @@ if TYPE_CHECKING:
     from scripts.check.structure import Structure
     from scripts.check.validate import Definitions
 
-_LARGE_BYTES = 50_000
 _FLUX_GROUP = FLUX_KUSTOMIZE_GROUP.encode()
 ALL = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA, Stage.LINT, Stage.DRY_RUN)
 
@@ -168,7 +173,7 @@ def _files_with_flux(tree: Tree) -> Iterator[str]:
     """
     for path in tree.yaml_files():
         size = tree.entries[path].size
-        if size < _LARGE_BYTES or (size <= MAX_YAML_BYTES and _FLUX_GROUP in tree.absolute(path).read_bytes()):
+        if size < LARGE_BYTES or (size <= MAX_YAML_BYTES and _FLUX_GROUP in tree.absolute(path).read_bytes()):
             yield path
 
 

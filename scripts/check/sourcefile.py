@@ -11,6 +11,8 @@ from typing import Any
 from scripts.check.model import Problem
 
 MAX_YAML_BYTES = 8 * 1024**2
+# Definitions, mostly: a file of this size is not parsed before the first builds begin.
+LARGE_BYTES = 50_000
 KUSTOMIZATION_FILES = ("kustomization.yaml", "kustomization.yml", "Kustomization")
 KUSTOMIZE_GROUP = "kustomize.config.k8s.io"
 FLUX_KUSTOMIZE_GROUP = "kustomize.toolkit.fluxcd.io"

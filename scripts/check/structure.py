@@ -11,7 +11,7 @@ from typing import Any
 from scripts.check.graph import Graph, Kustomization, circles_of
 from scripts.check.model import Finding, Place, Severity, Stage
 from scripts.check.references import Reference, ReferenceKind, folder_target
-from scripts.check.sourcefile import KUSTOMIZATION_FILES, KUSTOMIZE_GROUP, MAX_YAML_BYTES, Document
+from scripts.check.sourcefile import KUSTOMIZATION_FILES, KUSTOMIZE_GROUP, LARGE_BYTES, MAX_YAML_BYTES, Document
 from scripts.check.tree import YAML_SUFFIXES, FileKind, Tree, is_below
 
 # The fields of a kustomization, deprecated ones included: https://kubectl.docs.kubernetes.io/references/kustomize/
@@ -380,13 +380,18 @@ def _owner(graph: Graph, path: str) -> str | None:
 
 
 def unusable_files(tree: Tree) -> set[str]:
-    """Return the files that nothing may even open: too large, or links out of the tree."""
-    return {
+    """Return the files that no program may be given: too large, links out of the tree, small ones written wrongly.
+
+    kustomize would spend minutes on aliases that expand without end, so these are known before the first build.
+    """
+    refused = {
         path
         for path, entry in tree.entries.items()
         if entry.kind in (FileKind.LINK_OUTSIDE, FileKind.BROKEN_LINK)
         or (entry.size > MAX_YAML_BYTES and posixpath.splitext(path)[1] in YAML_SUFFIXES)
     }
+    small = (path for path in tree.yaml_files() if tree.entries[path].size < LARGE_BYTES)
+    return refused | {path for path in small if tree.source(path).problems}
 
 
 def broken_builds(graph: Graph, folder: str, broken: set[str]) -> Iterator[str]:
