@@ -16,10 +16,15 @@ export GIT_URL ?=                   ## your own Git remote instead of the lab's 
 export KUBE_CONTEXT ?=              ## an existing cluster instead of kind
 export IMAGE_REPOSITORY ?=          ## with KUBE_CONTEXT: where the application is pushed to (host/name)
 export SUBNET ?=                    ## the lab network's subnet, where the engine's choice clashes with a VPN
+export IMAGE_MIRROR ?=              ## your own registry for every image: host[:port][/prefix] (IMAGE_MIRROR_USER, IMAGE_MIRROR_PASSWORD)
+export IMAGE_MIRROR_LAYOUT ?=       ## how it is laid out: prefix (a folder per upstream) or flat; found by a look if empty
+export DOWNLOAD_MIRROR ?=           ## https:// address below which the release files lie by their upstream paths
+export MIRROR_CA ?=                 ## file of the CA that signed the mirrors' certificates
+export VERSIONS_LOCK ?=             ## a lock file of your own, for a mirror of source-built images
 export ENV ?=                       ## the environment: dev, staging or production
 export DEBUG ?=                     ## 1 shows tracebacks
 # Make keeps the blanks before a comment as part of a value: take them off once, here.
-$(foreach v,IMAGE_SOURCE CLUSTER_NAME EDGE_PORT REGISTRY_PORT GIT_PORT EDGE GIT_REMOTE GIT_URL KUBE_CONTEXT IMAGE_REPOSITORY SUBNET ENV DEBUG,$(eval export $(v) := $(strip $($(v)))))
+$(foreach v,IMAGE_SOURCE CLUSTER_NAME EDGE_PORT REGISTRY_PORT GIT_PORT EDGE GIT_REMOTE GIT_URL KUBE_CONTEXT IMAGE_REPOSITORY SUBNET IMAGE_MIRROR IMAGE_MIRROR_LAYOUT DOWNLOAD_MIRROR MIRROR_CA VERSIONS_LOCK ENV DEBUG,$(eval export $(v) := $(strip $($(v)))))
 
 $(VENV)/.complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, this is %s. To mend it: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -76,8 +81,10 @@ bench: $(VENV)/.complete ## measure setup, push and memory; JSON and a table
 	@$(LAB) bench
 
 ##@ Housekeeping
-lock: $(VENV)/.complete ## derive all lock files from versions.yaml and requirements.in
+lock: $(VENV)/.complete ## derive all lock files from versions.yaml and requirements.in; FORCE=1 takes changed digests
 	@$(LAB) lock
+outdated: $(VENV)/.complete ## newer versions of what versions.yaml pins, seen in the mirror or upstream
+	@$(LAB) outdated
 clean: $(VENV)/.complete ## remove build output; CACHE=1 also the per-user cache
 	@$(LAB) clean
 help: ## this list
@@ -87,4 +94,4 @@ help: ## this list
 	  /^export [A-Z_]+ \?=.*## / { split($$0, p, "## "); split(p[1], w, /[ ?=]+/); v[++n] = sprintf("  %-16s %s%s", w[2], p[2], w[3] == "" ? "" : " (" w[3] ")") } \
 	  END { print "\nVariables"; for (i = 1; i <= n; i++) print v[i] }' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: setup-all teardown status resume doctor diagnose timings engine-stop push deploy reconcile logs port-forward test-endpoints lint test e2e e2e-long bench lock clean help
+.PHONY: setup-all teardown status resume doctor diagnose timings engine-stop push deploy reconcile logs port-forward test-endpoints lint test e2e e2e-long bench lock outdated clean help

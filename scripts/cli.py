@@ -195,7 +195,14 @@ def _bench(chosen: Settings) -> int:
 def _lock(chosen: Settings) -> int:
     from scripts import relock
 
-    relock.relock(chosen, versions.load())
+    relock.relock(chosen, versions.load(), force=os.environ.get("FORCE") == "1")
+    return 0
+
+
+def _outdated(chosen: Settings) -> int:
+    from scripts import outdated
+
+    outdated.render(outdated.look(chosen, versions.load()))
     return 0
 
 
@@ -223,6 +230,7 @@ COMMANDS: dict[str, Command] = {
     "engine-stop": _engine_stop,
     "lock": _lock,
     "logs": _logs,
+    "outdated": _outdated,
     "port-forward": _port_forward,
     "push": _push,
     "reconcile": _reconcile,

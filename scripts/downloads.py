@@ -25,7 +25,8 @@ from scripts.cache import write_atomically
 from scripts.hostfacts import mask_credentials
 from scripts.lockfile import LockFile
 from scripts.outcome import Outcome
-from scripts.transfer import DownloadError, Limits, Transfer, disk_error, require_tls
+from scripts.settings import Credentials
+from scripts.transfer import DownloadError, Limits, NotFoundError, Transfer, disk_error, is_loopback, require_tls
 from scripts.versions import Tool
 
 CHUNK_BYTES = 64 * 1024
@@ -60,6 +61,8 @@ class Downloader:
         lock_file: where digests that versions.yaml doesn't pin are recorded.
         base_url: what the start of an address is replaced by, as in {"https://github.com": "https://mirror.example/gh"}.
         limits: time limits and number of tries.
+        ca: what to trust the mirror by, instead of the usual authorities.
+        credentials: the mirror's user; nobody else's server sees it.
     """
 
     tools_dir: Path
@@ -67,6 +70,8 @@ class Downloader:
     lock_file: LockFile
     base_url: Mapping[str, str] | None = None
     limits: Limits = field(default_factory=Limits)
+    ca: Path | None = None
+    credentials: Credentials | None = None
 
     def ensure_tools(self, tools: Mapping[str, Tool]) -> Outcome:
         """Make every tool be there in its pinned version."""
@@ -98,12 +103,12 @@ class Downloader:
         console.note(f"{label} from {mask_credentials(url)}")
         with tempfile.TemporaryDirectory(prefix="gitops-lab-") as folder:
             path = Path(folder) / "checksums"
-            Transfer(label, url, path, self.limits, tls_only=True, max_bytes=MAX_CHECKSUMS_BYTES).run()
+            self._transfer(label, url, path, tls_only=True, max_bytes=MAX_CHECKSUMS_BYTES)
             text = path.read_text(encoding="utf-8", errors="replace")
         file_name = _file_name(tool.url_for(self.platform))
         sha256 = find_sha256(text, file_name)
         if not sha256:
-            raise DownloadError(
+            raise NotFoundError(
                 f"{label} don't name {file_name}.",
                 f"look at {mask_credentials(url)} and mend tools.{name} in versions.yaml",
             )
@@ -126,6 +131,15 @@ class Downloader:
             if url.startswith(base.rstrip("/") + "/"):
                 return bases[base].rstrip("/") + url[len(base.rstrip("/")) :]
         return url
+
+    def _transfer(self, label: str, url: str, path: Path, tls_only: bool = False, max_bytes: int | None = None) -> None:
+        mirrored = any(url.startswith(base.rstrip("/") + "/") for base in (self.base_url or {}).values())
+        Transfer(
+            label, url, path, self.limits, tls_only=tls_only, max_bytes=max_bytes,
+            headers={"Authorization": self.credentials.basic} if mirrored and self.credentials else None,
+            verify=str(self.ca) if mirrored and self.ca else True,
+            direct=is_loopback(urlsplit(url).hostname or ""),
+        ).run()  # fmt: skip
 
     def _manifest_path(self, name: str) -> Path:
         return self.tools_dir / f".{name}.json"
@@ -157,13 +171,13 @@ class Downloader:
         started_with = part.stat().st_size if part.exists() else 0
         if started_with and _sha256_of(part) == expected.sha256:
             return part
-        Transfer(label, url, part, self.limits).run()
+        self._transfer(label, url, part)
         got = _sha256_of(part)
         if got != expected.sha256 and started_with:
             # The piece from an earlier run may have been the bad one: once more, from the first byte.
             console.note(f"{label}: what an earlier run left does not fit; downloading all of it again")
             part.unlink()
-            Transfer(label, url, part, self.limits).run()
+            self._transfer(label, url, part)
             got = _sha256_of(part)
         if got != expected.sha256:
             size = part.stat().st_size

@@ -6,7 +6,7 @@ A digest that changes under an unchanged version is refused: published files and
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +21,8 @@ from scripts.versions import Image
 LOCK_FILE = ROOT / "versions.lock.yaml"
 
 _HEADER = (
-    "# Written by `make lock` and by the first use of what versions.yaml pins without a digest. Commit it: later runs\n"
-    "# hold to it, and a digest that changes under an unchanged version is refused unless FORCE=1.\n"
+    "# Written by `make lock`, and by the first use of what versions.yaml pins without a digest. Later runs hold to it;\n"
+    "# a digest that changes under an unchanged version is refused unless FORCE=1 make lock. Commit it.\n"
 )
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -102,6 +102,14 @@ class LockFile:
             digest = resolve(image.tagged)
             self.record_image(image.tagged, digest)
         return replace(image, digest=digest)
+
+    def keep_only(self, tools: Collection[str], images: Collection[str]) -> bool:
+        """Drop the records of what is no longer part of the lab and return whether the file changed."""
+        with self._locked():
+            locked = self.read()
+            kept_tools = {n: t for n, t in locked.tools.items() if n in tools}
+            kept_images = {n: d for n, d in locked.images.items() if n in images}
+            return self._write(locked, Locked(kept_tools, kept_images))
 
     def _refuse_change(self, what: str, known: str, new: str, force: bool) -> None:
         if known and known != new and not force:

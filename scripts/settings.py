@@ -5,11 +5,12 @@ Every value of the environment is checked here, before anything changes. `make h
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -57,11 +58,32 @@ class ImageSource(StrEnum):
     SOURCE = "source"
 
 
+class MirrorLayout(StrEnum):
+    """Where a mirror keeps an upstream's images: below the upstream's host name, or all together."""
+
+    AUTO = "auto"
+    PREFIX = "prefix"
+    FLAT = "flat"
+
+
 class Edge(StrEnum):
     """Whether the lab has an edge (Gateway API by Envoy Gateway)."""
 
     ENVOY = "envoy"
     NONE = "none"
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A user and a password; the password is in no printed form."""
+
+    user: str
+    password: str = field(repr=False)
+
+    @property
+    def basic(self) -> str:
+        """The value of an Authorization header."""
+        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
 
 
 @dataclass(frozen=True)
@@ -79,6 +101,11 @@ class Settings:
     kube_context: str = ""
     image_repository: str = ""
     subnet: str = ""
+    image_mirror: str = ""
+    image_mirror_layout: MirrorLayout = MirrorLayout.AUTO
+    download_mirror: str = ""
+    mirror_ca: Path | None = None
+    versions_lock: Path | None = None
     cache_dir: Path = Path.home() / ".cache" / "gitops-lab"
     state_root: Path = Path.home() / ".local" / "state" / "gitops-lab"
 
@@ -210,6 +237,54 @@ def _choice(environ: Mapping[str, str], variable: str, kind: type[StrEnum], defa
     return text
 
 
+_MIRROR = re.compile(
+    r"(?P<host>[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?)"
+    r"(?P<prefix>(/[a-z0-9]+([._-]+[a-z0-9]+)*)*)/?"
+)
+
+
+def image_mirror(text: str, variable: str = "IMAGE_MIRROR") -> str:
+    """Return host[:port][/prefix] of a registry; raises UsageError for anything else."""
+    if text and not _MIRROR.fullmatch(text):
+        # What was given is not repeated: an address with a password in it is the usual mistake.
+        raise UsageError(
+            f"{variable} is not host[:port][/prefix].",
+            f"leave out https:// and any user, as in {variable}=mirror.example:5443/lab (user: {variable}_USER)",
+        )
+    return text.rstrip("/")
+
+
+def _download_mirror(environ: Mapping[str, str]) -> str:
+    text = environ.get("DOWNLOAD_MIRROR", "")
+    parts = urlsplit(text)
+    if text and (parts.scheme != "https" or not parts.hostname):
+        raise UsageError(
+            "DOWNLOAD_MIRROR is not an https:// address.", "as in DOWNLOAD_MIRROR=https://mirror.example/files"
+        )
+    if parts.username or parts.password:
+        raise UsageError(
+            "DOWNLOAD_MIRROR holds a user name or a password, which would end up in logs.",
+            "take them out; on the image mirror's host IMAGE_MIRROR_USER holds for files too, elsewhere ~/.netrc",
+        )
+    return text.rstrip("/")
+
+
+def _file(environ: Mapping[str, str], variable: str) -> Path | None:
+    text = environ.get(variable, "")
+    if text and not Path(text).is_file():
+        raise UsageError(f"{variable}={text} is no file.", "give the path of a file that is there")
+    return Path(text).resolve() if text else None
+
+
+def mirror_credentials(environ: Mapping[str, str] | None = None, variable: str = "IMAGE_MIRROR") -> Credentials | None:
+    """Return the user and password of the mirror from the environment, if they are there."""
+    env = os.environ if environ is None else environ
+    user, password = env.get(f"{variable}_USER", ""), env.get(f"{variable}_PASSWORD", "")
+    if bool(user) != bool(password):
+        raise UsageError(f"Only one of {variable}_USER and {variable}_PASSWORD is set.", "set both, or neither")
+    return Credentials(user, password) if user else None
+
+
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Return the settings that the environment asks for; raises UsageError for a value that can't be used."""
     env = os.environ if environ is None else environ
@@ -246,6 +321,13 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         kube_context=env.get("KUBE_CONTEXT", ""),
         image_repository=env.get("IMAGE_REPOSITORY", ""),
         subnet=_subnet(env),
+        image_mirror=image_mirror(env.get("IMAGE_MIRROR", "")),
+        image_mirror_layout=MirrorLayout(
+            _choice(env, "IMAGE_MIRROR_LAYOUT", MirrorLayout, defaults.image_mirror_layout)
+        ),
+        download_mirror=_download_mirror(env),
+        mirror_ca=_file(env, "MIRROR_CA"),
+        versions_lock=Path(env["VERSIONS_LOCK"]).absolute() if env.get("VERSIONS_LOCK") else None,
         cache_dir=cache,
         state_root=state,
     )

@@ -78,6 +78,12 @@ def test_rendering_changes_nothing_the_next_rendering_sees() -> None:
     assert render_config(Settings(), False) == plain
 
 
+def test_an_image_by_digest_is_the_same_whatever_mirror_it_came_from() -> None:
+    digest = f"sha256:{'a' * 64}"
+    names = ("docker.io/kindest/node:v1", "mirror.example/docker.io/kindest/node:v1")
+    assert len({cluster.fingerprint("c", f"{name}@{digest}") for name in names}) == 1
+
+
 def test_a_fingerprint_changes_with_configuration_and_image() -> None:
     marks = {cluster.fingerprint(*inputs) for inputs in (("a", "i"), ("a", "j"), ("b", "i"), ("a", "i"))}
     assert len(marks) == 3
@@ -278,6 +284,25 @@ def test_every_node_is_told_where_the_registry_is(
     files = {str(path.relative_to(nodes)): path.read_text() for path in nodes.rglob("hosts.toml")}
     names = ("registry.lab", "localhost:5005")
     assert files == {f"{node}/certs.d/{name}/hosts.toml": wanted for node in "ab" for name in names}
+
+
+def test_files_reach_every_node_readable_by_root_only_and_stand_in_no_command_line(
+    programs: Programs, tmp_path: Path, settings: Settings
+) -> None:
+    nodes = tmp_path / "nodes"
+    # The fake engine runs the real shell script; paths begin with the folder that stands for the nodes.
+    programs.add(
+        "docker", 'PATH=/usr/bin:/bin\nif [ "$1" = ps ]; then printf "a\\nb\\n"; exit; fi\nexec "$4" "$5" "$6"'
+    )
+    texts = {
+        f"{nodes}/x/hosts.toml": 'Authorization = "Basic c2VjcmV0"\n\\t%s $HOME\n',
+        f"{nodes}/ca.crt": "one\n\n  three\n",
+    }
+    cluster.put_files(settings, texts)
+    assert {str(path): path.read_text() for path in nodes.rglob("*") if path.is_file()} == texts
+    assert {path.stat().st_mode & 0o777 for path in nodes.rglob("*") if path.is_file()} == {0o600}
+    assert sorted(call[3] for call in programs.calls("docker") if call[1] == "exec") == ["a", "b"]
+    assert "c2VjcmV0" not in " ".join(" ".join(call) for call in programs.calls())
 
 
 def test_tools_are_told_where_the_registry_is(settings: Settings) -> None:
