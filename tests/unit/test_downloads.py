@@ -22,8 +22,10 @@ from scripts.downloads import Downloader, find_sha256
 from scripts.errors import LabError
 from scripts.lockfile import LockFile
 from scripts.outcome import Outcome
+from scripts.settings import Credentials
 from scripts.transfer import Limits
 from scripts.versions import PLATFORMS, Tool
+from tests.unit.fake_registry import FakeRegistry
 
 PLATFORM = "linux/amd64"
 BODY = bytes(range(256)) * 4096  # 1 MiB
@@ -607,3 +609,47 @@ def test_each_platform_asks_for_its_own_file(tmp_path: Path, publisher: Publishe
     publisher.files |= {path: BODY, SUMS: f"{sha(BODY)}  {path.rpartition('/')[2]}\n".encode()}
     assert downloader.ensure_tool("t", tool(None)).changed
     assert downloader.lock_file.tool_sha256("t", "v1.2.3", platform) == sha(BODY)
+
+
+# ---------------------------------------------------------------- a mirror with a CA and a user of its own
+
+
+def mirrored(
+    tmp_path: Path, registry: FakeRegistry, ca: Path | None, credentials: Credentials | None = None
+) -> Downloader:
+    lock = LockFile(tmp_path / "versions.lock.yaml", tmp_path / "locks")
+    bases = {HOST: f"https://{registry.host}/files"}
+    return Downloader(tmp_path / "tools", PLATFORM, lock, bases, FAST, ca, credentials)
+
+
+def test_a_mirror_is_trusted_by_its_ca(registry: FakeRegistry, tmp_path: Path) -> None:
+    registry.files |= {f"/files{PATH}": BODY, f"/files{SUMS}": f"{sha(BODY)}  t-linux-amd64\n".encode()}
+    assert mirrored(tmp_path, registry, registry.authority.ca).ensure_tool("t", tool(None)).changed
+    assert registry.requests == [f"GET /files{SUMS}", f"GET /files{PATH}"]
+
+
+def test_a_mirror_of_another_ca_is_refused(registry: FakeRegistry, tmp_path: Path) -> None:
+    registry.files[f"/files{PATH}"] = BODY
+    with pytest.raises(LabError, match=r"the certificate of 127\.0\.0\.1 can't be trusted") as refused:
+        mirrored(tmp_path, registry, None).ensure_tool("t", tool())
+    assert "MIRROR_CA=" in refused.value.mend
+    assert not (tmp_path / "tools" / "t").exists()
+
+
+def test_the_mirrors_user_is_shown_to_the_mirror_only(
+    publisher: Publisher, registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[str, object]] = []
+    real = transfer.requests.Session.get
+
+    def get(session: object, url: str, **options: object) -> object:
+        shown.append((url, options["headers"].get("Authorization")))  # type: ignore[attr-defined]
+        return real(session, url, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(transfer.requests.Session, "get", get)
+    registry.files[f"/files{PATH}"] = BODY
+    publisher.files["/x"] = BODY
+    loader = mirrored(tmp_path, registry, registry.authority.ca, Credentials("me", "secret"))
+    loader.ensure_tool("t", tool())
+    loader.ensure_tool("u", Tool("v1", publisher.url + "/x", publisher.url + "/y", "", {PLATFORM: sha(BODY)}))
+    assert [authorization for _, authorization in shown] == [Credentials("me", "secret").basic, None]
