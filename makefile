@@ -80,6 +80,14 @@ e2e-long: $(VENV)/.complete ## those that take minutes: kills, restarts, drains
 bench: $(VENV)/.complete ## measure setup, push and memory; JSON and a table
 	@$(LAB) bench
 
+##@ A mirror of one's own
+mirror-serve: $(VENV)/.complete ## serve one from this machine; BIND=<address> lets others read it
+	@$(LAB) mirror-serve
+mirror-fill: $(VENV)/.complete ## fill MIRROR=host[:port][/prefix] with all that a lab takes; PLATFORMS=…, ONLY=…
+	@$(LAB) mirror-fill
+mirror-verify: $(VENV)/.complete ## read it whole and compare every digest
+	@$(LAB) mirror-verify
+
 ##@ Housekeeping
 lock: $(VENV)/.complete ## derive all lock files from versions.yaml and requirements.in; FORCE=1 takes changed digests
 	@$(LAB) lock
@@ -94,4 +102,4 @@ help: ## this list
 	  /^export [A-Z_]+ \?=.*## / { split($$0, p, "## "); split(p[1], w, /[ ?=]+/); v[++n] = sprintf("  %-16s %s%s", w[2], p[2], w[3] == "" ? "" : " (" w[3] ")") } \
 	  END { print "\nVariables"; for (i = 1; i <= n; i++) print v[i] }' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: setup-all teardown status resume doctor diagnose timings engine-stop push deploy reconcile logs port-forward test-endpoints lint test e2e e2e-long bench lock outdated clean help
+.PHONY: setup-all teardown status resume doctor diagnose timings engine-stop push deploy reconcile logs port-forward test-endpoints lint test e2e e2e-long bench mirror-serve mirror-fill mirror-verify lock outdated clean help

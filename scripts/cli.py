@@ -199,6 +199,40 @@ def _lock(chosen: Settings) -> int:
     return 0
 
 
+def _mirror_fill(chosen: Settings) -> int:
+    from scripts import mirror_options, mirrorfill
+
+    options = mirror_options.load(os.environ, chosen)
+    tally = mirrorfill.fill(chosen, versions.load(), options)
+    console.line(str(tally))
+    for name in tally.left_out:
+        console.line(f"  {name} can't be built from source: not in this mirror", "dim")
+    console.line("Next: `make mirror-verify` with the same variables.", "dim")
+    return 0
+
+
+def _mirror_verify(chosen: Settings) -> int:
+    from scripts import mirror_options, mirrorverify
+    from scripts.transfer import size_text
+
+    options = mirror_options.load(os.environ, chosen)
+    verdict = mirrorverify.verify(chosen, versions.load(), options)
+    for line in verdict.wrong:
+        console.error(line)
+    console.line(
+        f"{verdict.things} things, {size_text(verdict.read_bytes)} read, {len(verdict.wrong)} wrong: "
+        f"{mirrorverify.platforms_line(options)}"
+    )
+    return 1 if verdict.wrong else 0
+
+
+def _mirror_serve(chosen: Settings) -> int:
+    from scripts import mirror_options, mirrorserve
+
+    mirrorserve.serve(chosen, versions.load(), mirror_options.load(os.environ, chosen))
+    return 0
+
+
 def _outdated(chosen: Settings) -> int:
     from scripts import outdated
 
@@ -230,6 +264,9 @@ COMMANDS: dict[str, Command] = {
     "engine-stop": _engine_stop,
     "lock": _lock,
     "logs": _logs,
+    "mirror-fill": _mirror_fill,
+    "mirror-serve": _mirror_serve,
+    "mirror-verify": _mirror_verify,
     "outdated": _outdated,
     "port-forward": _port_forward,
     "push": _push,

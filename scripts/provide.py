@@ -31,7 +31,7 @@ PROBE_URL = "https://registry.k8s.io/v2/"
 PROBE_TIMEOUT_S = 3.0
 TOOLS = ("kind", "kubectl", "kustomize", "kubeconform", "flux", "vegeta")
 # In source mode: where each tool comes from.
-_TOOL_BINARIES = {
+TOOL_BINARIES = {
     "kind": ("kind", "kind"),
     "kubectl": ("kubernetes", "kubernetes"),
     "kustomize": ("kustomize", "kustomize"),
@@ -140,7 +140,7 @@ def _provide_from_source(settings: Settings, versions: Versions, log_dir: Path) 
     ensure_source_programs()
     cache = Cache(settings.cache_dir)
     built = sourcebuild.ensure_source_set(cache, versions, log_dir)
-    for tool, (module, binary) in _TOOL_BINARIES.items():
+    for tool, (module, binary) in TOOL_BINARIES.items():
         _link(built.binary(module, binary), settings.tools_dir / tool)
     recipes = images.load_recipes(versions)
     by_name = {recipe.name: recipe for recipe in recipes}

@@ -49,7 +49,7 @@ class Endpoint:
     @property
     def login(self) -> str:
         """How a user is given."""
-        own = f"set {self.variable}_USER and {self.variable}_PASSWORD, or " if self.variable else ""
+        own = "set IMAGE_MIRROR_USER and IMAGE_MIRROR_PASSWORD, or " if self.variable else ""
         return f"{own}docker login {self.host}"
 
 

@@ -184,7 +184,8 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _REMOTE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
 
 
-def _port(environ: Mapping[str, str], variable: str, default: int) -> int:
+def port(environ: Mapping[str, str], variable: str, default: int) -> int:
+    """Return the port that a variable names; raises UsageError for what is none."""
     text = environ.get(variable, "")
     if not text:
         return default
@@ -296,9 +297,9 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
             "use at most 40 lower-case letters, digits and dashes, with a letter or digit at both ends",
         )
     ports = {
-        "EDGE_PORT": _port(env, "EDGE_PORT", defaults.edge_port),
-        "REGISTRY_PORT": _port(env, "REGISTRY_PORT", defaults.registry_port),
-        "GIT_PORT": _port(env, "GIT_PORT", defaults.git_port),
+        "EDGE_PORT": port(env, "EDGE_PORT", defaults.edge_port),
+        "REGISTRY_PORT": port(env, "REGISTRY_PORT", defaults.registry_port),
+        "GIT_PORT": port(env, "GIT_PORT", defaults.git_port),
     }
     if len(set(ports.values())) < len(ports):
         shown = ", ".join(f"{k}={v}" for k, v in ports.items())

@@ -75,6 +75,7 @@ class Fault:
 class FakeRegistry:
     authority: Authority
     auth: str = "none"  # basic or bearer
+    strict: bool = False  # refuse an index of which a platform is missing
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[tuple[str, str], tuple[str, bytes]] = field(default_factory=dict)
     uploads: dict[str, bytearray] = field(default_factory=dict)
@@ -232,7 +233,7 @@ def _handler(registry: FakeRegistry) -> type[BaseHTTPRequestHandler]:
                         400, b'{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown"}]}', {}
                     )
                 children = [m["digest"] for m in named.get("manifests", [])]
-                if any((repository, c) not in registry.manifests for c in children) and fault != "sparse":
+                if any((repository, c) not in registry.manifests for c in children) and registry.strict:
                     return self.answer(400, b'{"errors":[{"code":"MANIFEST_UNKNOWN","message":"unknown"}]}', {})
                 registry.put(repository, reference, self.headers["Content-Type"], body)
                 return self.answer(201, b"", {"Docker-Content-Digest": digest(body)})

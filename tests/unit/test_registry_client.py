@@ -277,6 +277,7 @@ def test_a_manifest_whose_blobs_are_not_there_is_refused(
 
 
 def test_an_index_of_some_platforms_is_refused_with_its_mend(registry: FakeRegistry) -> None:
+    registry.strict = True
     index = Manifest(b'{"manifests":[{"digest":"sha256:00"}]}', OCI_INDEX)
     with pytest.raises(RegistryError, match="wants every platform") as refused:
         client(registry).put_manifest(NAME, "3", index)
