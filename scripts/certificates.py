@@ -53,7 +53,7 @@ def fingerprint(certificate: Path) -> str:
 
 
 def _lasts(certificate: Path) -> bool:
-    args = ["openssl", "x509", "-in", certificate, "-noout", "-checkend", str(RENEW_BEFORE_S)]
+    args: list[str | Path] = ["openssl", "x509", "-in", certificate, "-noout", "-checkend", str(RENEW_BEFORE_S)]
     return run(args, timeout_s=30, check=False, mend=_OPENSSL).exit_code == 0
 
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import ssl
 import subprocess
 import threading
@@ -18,6 +19,8 @@ import pytest
 
 from scripts.oci import OCI_INDEX, OCI_MANIFEST
 
+# Found before a test puts another PATH in place.
+OPENSSL = shutil.which("openssl") or "openssl"
 USER, PASSWORD = "lab-user", "s3cret-of-the-mirror"
 
 
@@ -37,7 +40,7 @@ class Authority:
 def make_authority(folder: Path, names: str = "IP:127.0.0.1,DNS:localhost") -> Authority:
     folder.mkdir(parents=True, exist_ok=True)
     new = [
-        "openssl",
+        OPENSSL,
         "req",
         "-x509",
         "-newkey",
