@@ -202,7 +202,7 @@ def _lock(chosen: Settings) -> int:
 def _mirror_fill(chosen: Settings) -> int:
     from scripts import mirror_options, mirrorfill
 
-    options = mirror_options.load(os.environ, chosen)
+    options = mirror_options.load(os.environ)
     tally = mirrorfill.fill(chosen, versions.load(), options)
     console.line(str(tally))
     for name in tally.left_out:
@@ -211,11 +211,18 @@ def _mirror_fill(chosen: Settings) -> int:
     return 0
 
 
+def _mirror_list(_: Settings) -> int:
+    from scripts import mirrorset
+
+    console.raw(mirrorset.listing(versions.load()))
+    return 0
+
+
 def _mirror_verify(chosen: Settings) -> int:
     from scripts import mirror_options, mirrorverify
     from scripts.transfer import size_text
 
-    options = mirror_options.load(os.environ, chosen)
+    options = mirror_options.load(os.environ)
     verdict = mirrorverify.verify(chosen, versions.load(), options)
     for line in verdict.wrong:
         console.error(line)
@@ -229,7 +236,7 @@ def _mirror_verify(chosen: Settings) -> int:
 def _mirror_serve(chosen: Settings) -> int:
     from scripts import mirror_options, mirrorserve
 
-    mirrorserve.serve(chosen, versions.load(), mirror_options.load(os.environ, chosen))
+    mirrorserve.serve(chosen, versions.load(), mirror_options.load(os.environ))
     return 0
 
 
@@ -265,6 +272,7 @@ COMMANDS: dict[str, Command] = {
     "lock": _lock,
     "logs": _logs,
     "mirror-fill": _mirror_fill,
+    "mirror-list": _mirror_list,
     "mirror-serve": _mirror_serve,
     "mirror-verify": _mirror_verify,
     "outdated": _outdated,
@@ -280,4 +288,4 @@ COMMANDS: dict[str, Command] = {
     "tools": _tools,
 }
 # Commands whose details nobody reads later.
-_QUIET = {"app-tag", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools"}
+_QUIET = {"app-tag", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "mirror-list"}

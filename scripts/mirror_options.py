@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.errors import UsageError
 from scripts.hostfacts import current_platform
-from scripts.settings import Settings, image_mirror, port
+from scripts.settings import folder_of, image_mirror, port
 from scripts.versions import PLATFORMS
 
 IMAGES_PORT = 5443
@@ -58,7 +58,7 @@ class MirrorOptions:
         return not self.only or name in self.only
 
 
-def load(environ: Mapping[str, str], settings: Settings) -> MirrorOptions:
+def load(environ: Mapping[str, str]) -> MirrorOptions:
     """Return the options that the environment asks for; raises UsageError for a value that can't be used."""
     listed = _words(environ.get("PLATFORMS", ""))
     unknown = [p for p in listed if p not in PLATFORMS and p != ALL]
@@ -70,7 +70,8 @@ def load(environ: Mapping[str, str], settings: Settings) -> MirrorOptions:
         raise UsageError(f"MIRROR_PORT and MIRROR_FILES_PORT are both {ports[0]}.", "give each a number of its own")
     return MirrorOptions(
         mirror=image_mirror(environ.get("MIRROR", ""), "MIRROR"),
-        folder=Path(folder).absolute() if folder else settings.cache_dir / "mirror",
+        # Not in the cache: `make clean CACHE=1` and PURGE=1 must not take what others may be served from.
+        folder=Path(folder).absolute() if folder else _data_home(environ) / "gitops-lab" / "mirror",
         platforms=PLATFORMS if ALL in listed else listed or (current_platform(),),
         whole_indexes=ALL in listed,
         only=_words(environ.get("ONLY", "")),
@@ -86,6 +87,11 @@ def require_mirror(options: MirrorOptions) -> None:
         raise UsageError(
             "MIRROR is not set.", "as in MIRROR=127.0.0.1:5443 (make mirror-serve) or MIRROR=mirror.example/lab"
         )
+
+
+def _data_home(environ: Mapping[str, str]) -> Path:
+    home = Path(environ.get("HOME", "") or Path.home())
+    return folder_of(environ, "XDG_DATA_HOME", home / ".local" / "share")
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -160,7 +160,8 @@ def _registry_image(settings: Settings, versions: Versions) -> str:
 
 def file_server(options: MirrorOptions, addresses: Sequence[str], certificate: ServerCertificate) -> Program:
     """Return the file server on every address."""
-    args: list[str | Path] = [sys.executable, "-m", "gunicorn", "--log-level", "warning", "--threads", "8"]
+    args: list[str | Path] = [sys.executable, "-m", "gunicorn", "--no-control-socket", "--log-level", "warning"]
+    args += ["--threads", "8"]
     for address in addresses:
         shown = f"[{address}]" if ":" in address else address
         args += ["--bind", f"{shown}:{options.files_port}"]

@@ -65,3 +65,19 @@ def release_files(versions: Versions, platforms: Iterable[str] = PLATFORMS) -> l
             if sums:
                 files.setdefault(sums, ReleaseFile(name, platform, sums, is_checksums=True))
     return list(files.values())
+
+
+def listing(versions: Versions) -> str:
+    """Return what must be in a mirror as the table of how-to-run.MD, which a test holds to it."""
+    rows = ["| what | name | version |", "|---|---|---|"]
+    rows += [f"| image | {image.image} | {image.tag} |" for image in versions.images.values()]
+    rows.append(f"| image | {REGISTRY_IN_CLUSTER}/{GIT_SERVER} (built by `mirror-fill`) | hash of `kind/git-server/` |")
+    for tool in versions.tools.values():
+        for url in filter(None, (tool.url, tool.checksums)):
+            rows.append(f"| file | {_template(url)} | {tool.version} |")
+    return "\n".join(rows) + "\n"
+
+
+def _template(url: str) -> str:
+    """Return an upstream address as people read it: without https://, and with what varies in angle brackets."""
+    return unquote(url.partition("://")[2]).replace("{", "<").replace("}", ">")

@@ -196,7 +196,7 @@ def port(environ: Mapping[str, str], variable: str, default: int) -> int:
     return int(text)
 
 
-def _folder(environ: Mapping[str, str], variable: str, default: Path) -> Path:
+def folder_of(environ: Mapping[str, str], variable: str, default: Path) -> Path:
     """Return a base folder; a relative one is ignored, as the XDG specification asks."""
     text = environ.get(variable, "")
     return Path(text) if text and Path(text).is_absolute() else default
@@ -308,8 +308,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     if not _REMOTE_NAME.fullmatch(remote):
         raise UsageError(f"GIT_REMOTE={remote} can't name a remote.", "use letters, digits, dots and dashes, as in lab")
     home = Path(env.get("HOME", "") or Path.home())
-    cache = _folder(env, "XDG_CACHE_HOME", home / ".cache") / "gitops-lab"
-    state = _folder(env, "XDG_STATE_HOME", home / ".local" / "state") / "gitops-lab"
+    cache = folder_of(env, "XDG_CACHE_HOME", home / ".cache") / "gitops-lab"
+    state = folder_of(env, "XDG_STATE_HOME", home / ".local" / "state") / "gitops-lab"
     return Settings(
         cluster_name=name,
         image_source=ImageSource(_choice(env, "IMAGE_SOURCE", ImageSource, defaults.image_source)),

@@ -341,8 +341,8 @@ def test_a_mirror_is_filled_from_the_source_built_set(
 
 def test_options_have_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror_options, "current_platform", lambda: "darwin/arm64")
-    found = mirror_options.load({}, Settings(cache_dir=tmp_path))
-    assert found == MirrorOptions("", tmp_path / "mirror", ("darwin/arm64",))
+    found = mirror_options.load({"HOME": str(tmp_path)})
+    assert found == MirrorOptions("", tmp_path / ".local" / "share" / "gitops-lab" / "mirror", ("darwin/arm64",))
     assert found.image_platforms == ("linux/arm64",), "containers are Linux everywhere"
     assert found.wants("anything")
     with pytest.raises(UsageError, match="MIRROR is not set"):
@@ -351,14 +351,13 @@ def test_options_have_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_options_are_read(tmp_path: Path) -> None:
     found = mirror_options.load(
-        {"MIRROR": "m.example/lab", "PLATFORMS": "linux/amd64, darwin/arm64", "ONLY": "kind,node", "BIND": "192.168.1.5", "MIRROR_DIR": str(tmp_path)},
-        Settings(),
+        {"MIRROR": "m.example/lab", "PLATFORMS": "linux/amd64, darwin/arm64", "ONLY": "kind,node", "BIND": "192.168.1.5", "MIRROR_DIR": str(tmp_path)}
     )  # fmt: skip
     assert (found.mirror, found.folder, found.bind) == ("m.example/lab", tmp_path, ("192.168.1.5",))
     assert found.image_platforms == ("linux/amd64", "linux/arm64")
     assert found.wants("kind")
     assert not found.wants("kubectl")
-    everything = mirror_options.load({"PLATFORMS": "all"}, Settings())
+    everything = mirror_options.load({"PLATFORMS": "all"})
     assert (everything.image_platforms, len(everything.platforms)) == ((), 4)
 
 
@@ -375,7 +374,7 @@ def test_options_are_read(tmp_path: Path) -> None:
 )
 def test_options_that_can_not_be_used_are_refused(environ: dict[str, str], says: str) -> None:
     with pytest.raises(UsageError) as refused:
-        mirror_options.load(environ, Settings())
+        mirror_options.load(environ)
     assert says in str(refused.value)
     assert refused.value.mend
 

@@ -11,7 +11,7 @@ import pytest
 from scripts import mirrors, mirrorset, versions
 from scripts.errors import LabError
 from scripts.mirrors import ImageMirror, hosts_files, open_mirror, require_images
-from scripts.settings import Credentials, Edge, MirrorLayout, Settings
+from scripts.settings import ROOT, Credentials, Edge, MirrorLayout, Settings
 from scripts.transfer import Limits
 from scripts.versions import PLATFORMS, Image
 from tests.unit.fake_registry import PASSWORD, USER, FakeRegistry
@@ -213,3 +213,21 @@ def test_a_closed_mirror_names_the_user(new_registry: Callable[..., FakeRegistry
     closed = new_registry(auth="basic")
     with pytest.raises(LabError, match="wants a user and a password"):
         open_mirror(replace(settings, image_mirror=closed.host), ALPINE, FAST)
+
+
+def test_the_documents_list_what_a_mirror_must_hold() -> None:
+    """After a change of versions.yaml: put the output of `python -m scripts mirror-list` between the marks."""
+    page = (ROOT / "how-to-run.MD").read_text()
+    assert page.partition("<!-- mirror-list -->\n")[2].partition("<!-- /mirror-list -->")[0] == mirrorset.listing(
+        versions.load()
+    )
+
+
+def test_the_list_names_everything_once() -> None:
+    these = versions.load()
+    rows = mirrorset.listing(these).splitlines()[2:]
+    assert (
+        len(set(rows)) == len(rows) == len(these.images) + 1 + sum(1 + bool(t.checksums) for t in these.tools.values())
+    )
+    for image in these.images.values():
+        assert f"| image | {image.image} | {image.tag} |" in rows
