@@ -71,7 +71,7 @@ def load(environ: Mapping[str, str]) -> MirrorOptions:
     return MirrorOptions(
         mirror=image_mirror(environ.get("MIRROR", ""), "MIRROR"),
         # Not in the cache: `make clean CACHE=1` and PURGE=1 must not take what others may be served from.
-        folder=Path(folder).absolute() if folder else _data_home(environ) / "gitops-lab" / "mirror",
+        folder=Path(folder).expanduser().absolute() if folder else _data_home(environ) / "gitops-lab" / "mirror",
         platforms=PLATFORMS if ALL in listed else listed or (current_platform(),),
         whole_indexes=ALL in listed,
         only=_words(environ.get("ONLY", "")),

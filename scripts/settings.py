@@ -271,10 +271,16 @@ def _download_mirror(environ: Mapping[str, str]) -> str:
 
 
 def _file(environ: Mapping[str, str], variable: str) -> Path | None:
+    path = _path(environ, variable)
+    if path and not path.is_file():
+        raise UsageError(f"{variable}={path} is no file.", "give the path of a file that is there")
+    return path
+
+
+def _path(environ: Mapping[str, str], variable: str) -> Path | None:
+    """Return a path, absolute; not every shell expands ~ after `make NAME=`."""
     text = environ.get(variable, "")
-    if text and not Path(text).is_file():
-        raise UsageError(f"{variable}={text} is no file.", "give the path of a file that is there")
-    return Path(text).resolve() if text else None
+    return Path(text).expanduser().absolute() if text else None
 
 
 def mirror_credentials(environ: Mapping[str, str] | None = None, variable: str = "IMAGE_MIRROR") -> Credentials | None:
@@ -328,7 +334,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         ),
         download_mirror=_download_mirror(env),
         mirror_ca=_file(env, "MIRROR_CA"),
-        versions_lock=Path(env["VERSIONS_LOCK"]).absolute() if env.get("VERSIONS_LOCK") else None,
+        versions_lock=_path(env, "VERSIONS_LOCK"),
         cache_dir=cache,
         state_root=state,
     )

@@ -245,3 +245,4 @@ def test_mirror_settings_are_read(tmp_path: Path) -> None:
     )
     assert (str(found.image_mirror_layout), found.download_mirror) == ("flat", "https://mirror.example/files")
     assert (found.mirror_ca, found.versions_lock) == (ca, tmp_path / "own.yaml")
+    assert load({"VERSIONS_LOCK": "~/own.yaml"}).versions_lock == Path.home() / "own.yaml", "zsh leaves the ~ there"
