@@ -117,18 +117,10 @@ class RegistryClient:
         # The HEAD request brings the token, where one is needed, and tells a missing blob apart.
         if not self.has_blob(repository, digest):
             raise missing(self.endpoint, _named(repository, digest))
-        headers = (
-            {"Authorization": self._authorization[s]} if (s := self._scope(repository)) in self._authorization else {}
-        )
         transfer = Transfer(
-            label,
-            self._url(repository, "blobs", digest),
-            path,
-            self._limits,
-            headers=headers,
-            verify=self._verify,
-            direct=not self._session.trust_env,
-        )
+            label, self._url(repository, "blobs", digest), path, self._limits,
+            headers=self._authorized(self._scope(repository)), verify=self._verify, direct=not self._session.trust_env,
+        )  # fmt: skip
         if not path.exists() or file_digest(path) != digest:
             transfer.run()
         got = file_digest(path)
@@ -175,6 +167,7 @@ class RegistryClient:
                         file.seek(offset)
                         location, offset = self._send_chunk(repository, location, offset, file.read(UPLOAD_CHUNK_BYTES))
                         console.note(f"{label}: {size_text(offset)} of {size_text(size)} sent")
+                        failures = 0
                         continue
                     self._finish_upload(repository, location, digest, label)
                     return True
@@ -213,7 +206,12 @@ class RegistryClient:
         url = f"{self._base}{repository}/blobs/uploads/"
         response = self._once("POST", url, repository, {"Content-Length": "0"}, push=True)
         require(self.endpoint, response, label, 202)
-        return urljoin(url, response.headers["Location"])
+        return self._location(url, response)
+
+    def _location(self, asked: str, response: requests.Response) -> str:
+        if "Location" not in response.headers:
+            raise RegistryError(f"{self.endpoint.host} does not say where an upload goes on.", self.endpoint.check)
+        return urljoin(asked, response.headers["Location"])
 
     def _send_chunk(self, repository: str, location: str, offset: int, chunk: bytes) -> tuple[str, int]:
         end = offset + len(chunk) - 1
@@ -222,7 +220,7 @@ class RegistryClient:
         if response.status_code in (404, 416):
             raise BrokenError("the registry lost the upload")
         require(self.endpoint, response, "an upload", 202)
-        return urljoin(location, response.headers["Location"]), end + 1
+        return self._location(location, response), end + 1
 
     def _finish_upload(self, repository: str, location: str, digest: str, label: str) -> None:
         parts = urlsplit(location)
@@ -244,12 +242,9 @@ class RegistryClient:
         match = re.fullmatch(r"(?:bytes=)?0-(\d+)", response.headers.get("Range", ""))
         if response.status_code != 204 or not match:
             return "", 0
-        # An upload without a byte is also said as 0-0: to begin anew costs nothing then.
-        return (
-            ("", 0)
-            if match[1] == "0"
-            else (urljoin(location, response.headers.get("Location", location)), int(match[1]) + 1)
-        )
+        if match[1] == "0":
+            return "", 0  # an upload without a byte is said so too: to begin anew costs nothing then
+        return urljoin(location, response.headers.get("Location", location)), int(match[1]) + 1
 
     # ------------------------------------------------------------ requests
 
