@@ -181,13 +181,16 @@ def person(mirror, tmp_path_factory) -> Iterator[Person]:
 
 
 def _pulled(mirror: Mirror) -> list[str]:
-    listed = docker.docker(
-        "images", "--filter", f"reference={mirror.images}/*/*", "--format", "{{.Repository}}:{{.Tag}}"
-    )
-    deeper = docker.docker(
-        "images", "--filter", f"reference={mirror.images}/*/*/*", "--format", "{{.Repository}}:{{.Tag}}"
-    )
-    return sorted({*listed.stdout.split(), *deeper.stdout.split()})
+    """Return what the engine has under the mirror's name: pulled by digest, so it has no tag."""
+    found: set[str] = set()
+    for depth in ("*/*", "*/*/*"):
+        pattern = f"reference={mirror.images}/{depth}"
+        found |= set(
+            docker.docker(
+                "images", "--digests", "--filter", pattern, "--format", "{{.Repository}}@{{.Digest}}"
+            ).stdout.split()
+        )
+    return sorted(found)
 
 
 def test_an_altered_layer_is_refused_and_nothing_is_made(person, mirror):
