@@ -112,6 +112,7 @@ def _push_built(target: Target, entry: SourceImage, known: _Known) -> None:
         target.tally.found += 1
         return
     with target.scratch() as folder:
+        console.note(f"putting {entry.image.tagged.rpartition('/')[2]} together")
         image = entry.build(folder)
         target.push_image(entry.image, image)
     known.put(entry.key, image.manifest.digest)
