@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 
 from scripts import console, mirror_pull, mirrorset, pins, provide, sourcebuild, sourcemirror
-from scripts.cache import Cache, lock, write_atomically
+from scripts.cache import Cache, digest_of, lock, write_atomically
 from scripts.downloads import find_sha256
 from scripts.hostfacts import current_platform
 from scripts.mirror_options import MirrorOptions
 from scripts.mirrorset import ReleaseFile
-from scripts.mirrortarget import Tally, Target
+from scripts.mirrortarget import Tally, Target, sha256_of
 from scripts.ociimage import from_engine
 from scripts.settings import ImageSource, Settings
 from scripts.sourcebuild import SourceSet
@@ -102,7 +102,7 @@ def _from_source(target: Target, versions: Versions) -> Iterator[Step]:
             yield Step(f"image {entry.image.tagged}", partial(_push_built, target, entry, known))
     for name, tool in versions.tools.items():
         if wants(name):
-            yield Step(f"file {name} {tool.version}", partial(_keep_built, target, versions, name, own, built))
+            yield Step(f"file {name} {tool.version}", partial(_keep_built, target, versions, name, own, built, known))
 
 
 def _push_built(target: Target, entry: SourceImage, known: _Known) -> None:
@@ -118,14 +118,19 @@ def _push_built(target: Target, entry: SourceImage, known: _Known) -> None:
     known.put(entry.key, image.manifest.digest)
 
 
-def _keep_built(target: Target, versions: Versions, name: str, platform: str, built: SourceSet) -> None:
+def _keep_built(target: Target, versions: Versions, name: str, platform: str, built: SourceSet, known: _Known) -> None:
     module, binary = provide.TOOL_BINARIES[name]
-    only = replace(versions, tools={name: versions.tools[name]})
-    file, *checksums = mirrorset.release_files(only, (platform,))
-    data = sourcemirror.release_file(versions.tools[name], built.binary(module, binary))
-    target.keep_file(file, data)
+    tool = versions.tools[name]
+    file, *checksums = mirrorset.release_files(replace(versions, tools={name: tool}), (platform,))
+    key = digest_of(built.keys[module], binary, tool.member)
+    path = target.options.files / file.path
+    if path.is_file() and sha256_of(path) == known.get(key):
+        target.keep_file(file, None)
+    else:
+        target.keep_file(file, sourcemirror.release_file(tool, built.binary(module, binary)))
+        known.put(key, sha256_of(path))
     for sums in checksums:
-        target.keep_file(sums, sourcemirror.checksums_of({Path(file.path).name: data}).encode())
+        target.keep_file(sums, sourcemirror.checksums_of({path.name: known.get(key)}).encode())
 
 
 class _Known:

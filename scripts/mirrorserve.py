@@ -71,7 +71,7 @@ def serve(
                 f"https://{LOOPBACK}:{options.files_port}/{CA_FILE}",
             ):
                 _wait_until_it_answers(url, certificate.ca, started)
-            _say(options, certificate)
+            _say(options, addresses, certificate)
             if on_ready:
                 on_ready()
             _until(stop, started)
@@ -193,10 +193,14 @@ def _until(stop: threading.Event, started: Sequence[Background]) -> None:
             program.require_running()
 
 
-def _say(options: MirrorOptions, certificate: ServerCertificate) -> None:
+def _say(options: MirrorOptions, addresses: Sequence[str], certificate: ServerCertificate) -> None:
     here = f"{LOOPBACK}:{options.images_port}"
     ca = options.files / CA_FILE
     console.line("The mirror is up, until Ctrl-C.", "bold")
+    if platform.system() == "Linux" and not set(addresses) - {LOOPBACK, *options.bind}:
+        console.warn(
+            "no engine answers: nodes on this machine can't reach the mirror; start the engine, then this again"
+        )
     console.line(f"  fill it:   make mirror-fill MIRROR={here} MIRROR_CA={ca}")
     for address in options.bind:
         console.line(

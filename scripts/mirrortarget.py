@@ -103,10 +103,10 @@ class Target:
 
     # ------------------------------------------------------------ files
 
-    def keep_file(self, file: ReleaseFile, data: bytes) -> None:
-        """Put a file that was made here where the file server, or whoever copies the folder, finds it."""
+    def keep_file(self, file: ReleaseFile, data: bytes | None) -> None:
+        """Put a file that was made here (None: it is there already) where the file server finds it."""
         path = self.options.files / file.path
-        if path.is_file() and path.read_bytes() == data:
+        if data is None or (path.is_file() and path.read_bytes() == data):
             self.tally.found += 1
         else:
             _write(path, data)

@@ -108,15 +108,19 @@ def _sums(
     sums = {} if own else dict(tool.sha256)
     if own and not settings.download_mirror:
         return sums
+    silent = []
     for platform in PLATFORMS:
-        if platform not in sums:
-            asking = downloader(settings, versions, platform, limits)
-            try:
-                sums[platform] = asking.published_sha256(name, tool).sha256
-            except DownloadError as error:
-                console.line(f"  {name} {tool.version} {platform}: not looked up ({error.what})", "dim")
-                if not isinstance(error, NotFoundError):
-                    break  # a host that does not answer for one platform does not for the next
+        if platform in sums:
+            continue
+        try:
+            sums[platform] = downloader(settings, versions, platform, limits).published_sha256(name, tool).sha256
+        except NotFoundError:
+            silent.append(platform)
+        except DownloadError as error:
+            console.line(f"  {name} {tool.version}: not looked up ({error.what})", "dim")
+            break  # a host that does not answer for one platform does not for the next
+    if silent:
+        console.line(f"  {name} {tool.version}: no checksum for {', '.join(silent)}", "dim")
     return sums
 
 

@@ -7,7 +7,6 @@ that is set up from such a mirror pulls those as it would from upstream.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import tarfile
 from collections.abc import Callable, Mapping
@@ -127,9 +126,9 @@ def release_file(tool: Tool, binary: Path) -> bytes:
     return packed.getvalue()
 
 
-def checksums_of(files: Mapping[str, bytes]) -> str:
-    """Return a checksum file as publishers write it."""
-    return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+def checksums_of(sums: Mapping[str, str]) -> str:
+    """Return a checksum file as publishers write it, of SHA-256 by file name."""
+    return "".join(f"{sha256}  {name}\n" for name, sha256 in sums.items())
 
 
 def require_platforms(platforms: tuple[str, ...], own: str) -> None:

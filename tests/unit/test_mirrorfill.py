@@ -24,7 +24,7 @@ from scripts.transfer import Limits
 from scripts.versions import Image, Tool, Versions
 from tests.unit.fake_registry import FakeRegistry, digest
 
-FAST = Limits(connect_s=2, read_s=0.5, tries=2, backoff_s=0.001)
+FAST = Limits(connect_s=10, read_s=10, tries=2, backoff_s=0.001)
 AMD, ARM = b"amd64 layer" * 40_000, b"arm64 layer" * 1000
 TOOL = b"a program" * 1000
 SHA = hashlib.sha256(TOOL).hexdigest()
@@ -315,7 +315,7 @@ def test_a_mirror_is_filled_from_the_source_built_set(
         return SourceImage(these.images[name], f"key of {name}", build)
 
     (tmp_path / "program").write_bytes(TOOL)
-    source = SourceSet({"kind": tmp_path})
+    source = SourceSet({"kind": tmp_path}, keys={"kind": "key of kind"})
     (tmp_path / "kind").write_bytes(TOOL)
     monkeypatch.setattr(mirrorfill.sourcebuild, "ensure_source_set", lambda *_: source)
     monkeypatch.setattr(mirrorfill.sourcemirror, "source_images", lambda *_: {"x": image("x"), "y": image("y")})
@@ -328,6 +328,9 @@ def test_a_mirror_is_filled_from_the_source_built_set(
     assert SHA in (options.files / "files/acme/v1/sums.txt").read_text()
     again = fill(here, these, options, FAST)
     assert (again.sent, again.found, again.sent_bytes, built) == (0, 4, 0, ["x", "y"])
+    (options.files / "files/acme/v1/t-linux-amd64").write_bytes(b"damaged")
+    assert fill(here, these, options, FAST).sent == 1
+    assert (options.files / "files/acme/v1/t-linux-amd64").read_bytes() == TOOL
     del registry.manifests["lab/ghcr.io/fluxcd/y", "v2"]
     fill(here, these, options, FAST)
     assert built == ["x", "y", "y"]

@@ -16,7 +16,7 @@ from scripts.transfer import Limits
 from scripts.versions import PLATFORMS, Image
 from tests.unit.fake_registry import PASSWORD, USER, FakeRegistry
 
-FAST = Limits(connect_s=2, read_s=0.5, tries=2, backoff_s=0.001)
+FAST = Limits(connect_s=10, read_s=10, tries=2, backoff_s=0.001)
 D = f"sha256:{'d' * 64}"
 ALPINE = Image("docker.io/library/alpine", "3.22", D)
 FLUX = Image("ghcr.io/fluxcd/source-controller", "v1", D)

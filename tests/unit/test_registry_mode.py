@@ -20,7 +20,7 @@ from tests.unit.test_mirror_pull import Engine
 
 PROGRAM = b"#!/bin/sh\n" * 40_000
 SHA = hashlib.sha256(PROGRAM).hexdigest()
-FAST = Limits(connect_s=2, read_s=0.5, tries=3, backoff_s=0.001)
+FAST = Limits(connect_s=10, read_s=10, tries=3, backoff_s=0.001)
 FILE = "/files/acme/kubectl"
 
 
