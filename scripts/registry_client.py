@@ -135,6 +135,7 @@ class RegistryClient:
         response = self._send("GET", self._url(repository, "blobs", digest), repository, stream=True)
         with response:
             require(self.endpoint, response, _named(repository, digest), 200)
+            response.raw.headers.pop("Content-Encoding", None)  # the digest is of what lies there
             try:
                 for chunk in response.iter_content(1024 * 1024):
                     total.update(chunk)

@@ -141,6 +141,8 @@ class Transfer:
         self._etag = "" if etag.startswith("W/") else etag
         length = response.headers.get("Content-Length", "")
         self._total = offset + int(length) if length.isdigit() else None
+        # Some servers say of a .tar.gz that it is a tar, sent compressed: what is wanted is the file as it lies there.
+        response.raw.headers.pop("Content-Encoding", None)
         try:
             with self._path.open("r+b" if offset else "wb") as file:
                 file.seek(offset)

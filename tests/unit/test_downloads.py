@@ -99,6 +99,8 @@ class Publisher:
                 if wanted and fault != "no range":
                     self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
                 self.send_header("ETag", f'"{sha(data)}"')
+                if fault == "encoded":
+                    self.send_header("Content-Encoding", "gzip")
                 self.send_header("Content-Length", str(len(data) - start))
                 self.end_headers()
                 rest = data[start:]
@@ -165,6 +167,16 @@ def test_a_tool_is_downloaded_checked_and_made_executable(publisher: Publisher, 
     assert publisher.requests == [(PATH, "")]
     assert leftovers(downloader) == []
     assert not downloader.lock_file.path.exists()
+
+
+def test_an_archive_is_kept_as_it_lies_there_even_if_the_server_calls_it_compressed(
+    publisher: Publisher, downloader: Downloader
+) -> None:
+    packed = tar_gz(t=BODY)
+    publisher.files[PATH] = packed
+    publisher.faults[PATH] = ["encoded"]
+    assert downloader.ensure_tool("t", tool(packed, member="t")).changed
+    assert (downloader.tools_dir / "t").read_bytes() == BODY
 
 
 def test_a_tool_that_is_there_in_the_right_version_costs_no_request(

@@ -204,3 +204,7 @@ def test_the_file_server_serves_files_and_nothing_else(tmp_path: Path) -> None:
     for path in ("/", "/../secret", "/%2e%2e/secret", "/b"):
         assert client.get(path).status_code == 404
     assert client.put("/a", data=b"x").status_code == 405
+    (tmp_path / "files" / "a.tar.gz").write_bytes(b"packed")
+    archive = client.get("/a.tar.gz")
+    assert archive.data == b"packed"
+    assert "Content-Encoding" not in archive.headers, "clients would unpack it on the way"
