@@ -306,14 +306,12 @@ class RegistryClient:
         fields = dict(_CHALLENGE.findall(rest))
         credentials = self.endpoint.credentials
         if kind.lower() == "basic" and credentials:
-            fresh = credentials.basic
+            self._authorization[scope] = credentials.basic
         elif kind.lower() == "bearer" and fields.get("realm", "").startswith("https://"):
-            fresh = f"Bearer {self._token(fields, scope)}"
+            self._authorization[scope] = f"Bearer {self._token(fields, scope)}"
         else:
             return False
-        known = self._authorization.get(scope)
-        self._authorization[scope] = fresh
-        return fresh != known
+        return True
 
     def _token(self, fields: Mapping[str, str], scope: str) -> str:
         query = {k: v for k, v in (("service", fields.get("service", "")), ("scope", scope)) if v}

@@ -18,6 +18,7 @@ from tests.unit.fake_registry import FakeRegistry
         ("v1.9.4", ["v1.10.1"], "v1.10.1"),
         ("v1.9.4", ["v1.10.0-rc.1", "1.11.0", "v2"], "v1.9.4"),
         ("3.22", ["3.22.1", "3.23", "3.21", "edge"], "3.23"),
+        ("3.22", ["3.22.1"], "3.22"),
         ("distroless-v1.39.1", ["v1.40.0", "distroless-v1.39.2", "distroless-v1.40.0-rc1"], "distroless-v1.39.2"),
         ("3.2-alpine", ["3.4-alpine", "3.5"], "3.4-alpine"),
         ("nonroot", ["latest", "debug"], "nonroot"),
