@@ -289,19 +289,19 @@ def test_every_node_is_told_where_the_registry_is(
 def test_files_reach_every_node_readable_by_root_only_and_stand_in_no_command_line(
     programs: Programs, tmp_path: Path, settings: Settings
 ) -> None:
-    nodes = tmp_path / "nodes"
-    # The fake engine runs the real shell script; paths begin with the folder that stands for the nodes.
+    # The fake engine runs the real shell script; each node has a folder of its own in place of /etc.
     programs.add(
-        "docker", 'PATH=/usr/bin:/bin\nif [ "$1" = ps ]; then printf "a\\nb\\n"; exit; fi\nexec "$4" "$5" "$6"'
+        "docker",
+        f"""PATH=/usr/bin:/bin
+        if [ "$1" = ps ]; then printf 'a\\nb\\n'; exit; fi
+        sed "s|/etc/|{tmp_path}/$3/|" | "$4" "$5" "$6" """,
     )
-    texts = {
-        f"{nodes}/x/hosts.toml": 'Authorization = "Basic c2VjcmV0"\n\\t%s $HOME\n',
-        f"{nodes}/ca.crt": "one\n\n  three\n",
-    }
+    texts = {"/etc/x/hosts.toml": 'Authorization = "Basic c2VjcmV0"\n\\t%s $HOME\n', "/etc/ca.crt": "one\n\n  three\n"}
     cluster.put_files(settings, texts)
-    assert {str(path): path.read_text() for path in nodes.rglob("*") if path.is_file()} == texts
-    assert {path.stat().st_mode & 0o777 for path in nodes.rglob("*") if path.is_file()} == {0o600}
-    assert sorted(call[3] for call in programs.calls("docker") if call[1] == "exec") == ["a", "b"]
+    for node in "ab":
+        files = [path for path in (tmp_path / node).rglob("*") if path.is_file()]
+        assert {f"/etc/{p.relative_to(tmp_path / node)}": p.read_text() for p in files} == texts
+        assert {p.stat().st_mode & 0o777 for p in files} == {0o600}
     assert "c2VjcmV0" not in " ".join(" ".join(call) for call in programs.calls())
 
 
