@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 LAB := $(VENV)/bin/python -m scripts
+# Compiling the package takes longer than a check: what is compiled is kept, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Variables (make <target> NAME=value)
 export IMAGE_SOURCE ?= auto         ## where tools and images come from: auto, registry or source
@@ -22,9 +24,20 @@ export DOWNLOAD_MIRROR ?=           ## https:// address below which the release 
 export MIRROR_CA ?=                 ## file of the CA that signed the mirrors' certificates
 export VERSIONS_LOCK ?=             ## a lock file of your own, for a mirror of source-built images
 export ENV ?=                       ## the environment: dev, staging or production
+export TREE ?=                      ## the tree that kustomize-… look at (this one's flux-cd)
+export DRY_RUN ?= 1                 ## 0: kustomize-check without the dry run on a real API server
+export BASE ?=                      ## what kustomize-diff compares with (main); LIVE=1: the cluster
+export OUTPUT ?=                    ## text, json, sarif or junit; of status: table or json; of kustomize-diff: text or markdown
+export HPA_DURATION ?= 120         ## hpa-demo: seconds of load
+export HPA_PROFILE ?= constant      ## hpa-demo: constant, ramp, step or spike
+export HPA_RATE ?=                  ## hpa-demo: requests a second at the peak; by default what nearly fills the autoscaler
+export HPA_CONCURRENCY ?=           ## hpa-demo: instead of a rate, as many clients
+export WAIT_SCALE_IN ?= 1           ## hpa-demo: 0 ends with the load
+export RUNS ?=                      ## hpa-compare: two folders of reports/hpa; by default the last two
 export DEBUG ?=                     ## 1 shows tracebacks
 # Make keeps the blanks before a comment as part of a value: take them off once, here.
-$(foreach v,IMAGE_SOURCE CLUSTER_NAME EDGE_PORT REGISTRY_PORT GIT_PORT EDGE GIT_REMOTE GIT_URL KUBE_CONTEXT IMAGE_REPOSITORY SUBNET IMAGE_MIRROR IMAGE_MIRROR_LAYOUT DOWNLOAD_MIRROR MIRROR_CA VERSIONS_LOCK ENV DEBUG,$(eval export $(v) := $(strip $($(v)))))
+VARIABLES := $(shell sed -n 's/^export \([A-Z_]*\) ?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
+$(foreach v,$(VARIABLES),$(eval export $(v) := $(strip $($(v)))))
 
 $(VENV)/.complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, this is %s. To mend it: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -62,8 +75,38 @@ logs: $(VENV)/.complete ## logs of an environment: ENV=dev
 	@$(LAB) logs
 port-forward: $(VENV)/.complete ## reach an environment on a local port: ENV=dev PORT=8000
 	@$(LAB) port-forward
+new-environment: $(VENV)/.complete ## add an environment, committed: NAME=qa; DELETE=1 takes it back
+	@$(LAB) new-environment
 test-endpoints: $(VENV)/.complete ## request all endpoints in all environments
 	@$(LAB) test-endpoints
+
+##@ Manifests
+kustomize-check: $(VENV)/.complete ## structure, build, schemas and rules of every kustomization; TREE=path for another repository
+	@$(LAB) kustomize-check
+kustomize-structure: $(VENV)/.complete ## the tree as a picture, and what is wrong with how it hangs together
+	@$(LAB) kustomize-structure
+kustomize-build: $(VENV)/.complete ## every kustomization rendered as Flux applies it, into reports/kustomize-build
+	@$(LAB) kustomize-build
+kustomize-validate: $(VENV)/.complete ## every rendered object against its schema
+	@$(LAB) kustomize-validate
+kustomize-lint: $(VENV)/.complete ## what is valid and still unsafe or can't work: the rules stand in how-to-run.MD
+	@$(LAB) kustomize-lint
+kustomize-dry-run: $(VENV)/.complete ## the verdict of a real, empty API server on every rendered object
+	@$(LAB) kustomize-dry-run
+kustomize-diff: $(VENV)/.complete ## what a change does to each environment: BASE=main, or LIVE=1 for the cluster
+	@$(LAB) kustomize-diff
+hooks: $(VENV)/.complete ## let each git push check the manifests first
+	@$(LAB) hooks
+watch: $(VENV)/.complete ## check again at each save
+	@$(LAB) watch
+
+##@ Autoscaling
+hpa-demo: $(VENV)/.complete ## load an environment, watch it scale out and in, keep a report: ENV=production
+	@$(LAB) hpa-demo
+hpa-status: $(VENV)/.complete ## the autoscalers now, and what keeps them from scaling
+	@$(LAB) hpa-status
+hpa-compare: $(VENV)/.complete ## two runs side by side, in one table and one picture
+	@$(LAB) hpa-compare
 
 ##@ Checks
 lint: $(VENV)/.complete ## ruff and mypy
@@ -98,8 +141,9 @@ clean: $(VENV)/.complete ## remove build output; CACHE=1 also the per-user cache
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## "; print "Usage: make <target> [NAME=value …]" } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z][a-z0-9-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 } \
+	  /^[a-z][a-z0-9-]*:.*## / { printf "  %-19s %s\n", $$1, $$2 } \
 	  /^export [A-Z_]+ \?=.*## / { split($$0, p, "## "); split(p[1], w, /[ ?=]+/); v[++n] = sprintf("  %-16s %s%s", w[2], p[2], w[3] == "" ? "" : " (" w[3] ")") } \
 	  END { print "\nVariables"; for (i = 1; i <= n; i++) print v[i] }' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: setup-all teardown status resume doctor diagnose timings engine-stop push deploy reconcile logs port-forward test-endpoints lint test e2e e2e-long bench mirror-serve mirror-fill mirror-verify lock outdated clean help
+# Every documented target is a command, not a file.
+.PHONY: $(shell sed -n 's/^\([a-z][a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))

@@ -17,10 +17,12 @@ import requests
 
 from scripts import console
 from scripts.cache import Cache, digest_of, digest_of_tree
-from scripts.docker import docker, image_exists
+from scripts.docker import docker, image_exists, inspect
 from scripts.errors import LabError
+from scripts.images import REPOSITORY
 from scripts.outcome import Outcome
 from scripts.process import run
+from scripts.reproducible import normalise
 from scripts.settings import APP_DIR, APP_NAME, FLUX_CD, REGISTRY_IN_CLUSTER, ROOT, Settings
 
 IMAGE_IN_CLUSTER = f"{REGISTRY_IN_CLUSTER}/{APP_NAME}"
@@ -32,7 +34,7 @@ _PLATFORMS = {
     "x86_64": ("manylinux2014_x86_64", "manylinux_2_28_x86_64"),
     "aarch64": ("manylinux2014_aarch64", "manylinux_2_28_aarch64"),
 }
-_ACCEPT = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
+ACCEPT = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,19 @@ def ensure_app_image(
 
 
 def build_image(
-    settings: Settings, name: str, tag: str, base: str, python: str, architecture: str, revision: str
-) -> None:
-    """Build the image under a name; the build needs no network: dependencies are put in on the host."""
+    settings: Settings,
+    name: str,
+    tag: str,
+    base: str,
+    python: str,
+    architecture: str,
+    revision: str,
+    use_cache: bool = True,
+) -> str:
+    """Build the image under a name and return its id, which is the same for the same input.
+
+    The build needs no network: dependencies are put in on the host.
+    """
     packages = site_packages(Cache(settings.cache_dir), python, architecture)
     with tempfile.TemporaryDirectory(prefix="gitops-lab-app-") as folder:
         context = Path(folder)
@@ -92,10 +104,18 @@ def build_image(
         shutil.copytree(packages, context / "site-packages")
         shutil.copy2(APP_DIR / "Dockerfile", context / "Dockerfile")
         console.note(f"building {APP_NAME}:{tag}")
-        docker(
-            "build", "--quiet", "--network", "none", "--tag", name, "--build-arg", f"BASE_IMAGE={base}",
-            "--build-arg", f"VERSION={tag}", "--build-arg", f"REVISION={revision}", context, timeout_s=600,
-        )  # fmt: skip
+        # Under a name of its own it keeps the layers of the dependencies for the next build.
+        raw = f"{REPOSITORY}/{APP_NAME}-build:{settings.cluster_name}"
+        earlier = inspect("image", raw)
+        built = docker(
+            "build", "--quiet", "--network", "none", "--tag", raw, "--build-arg", f"BASE_IMAGE={base}",
+            "--build-arg", f"VERSION={tag}", "--build-arg", f"REVISION={revision}",
+            *([] if use_cache else ["--no-cache"]), context, timeout_s=600,
+        ).stdout.strip()  # fmt: skip
+        identity = normalise(built, base, name)
+        if earlier and earlier["Id"] != built:
+            docker("image", "rm", earlier["Id"], check=False)  # a container may still use it
+        return identity
 
 
 def site_packages(cache: Cache, python: str, architecture: str) -> Path:
@@ -113,9 +133,18 @@ def site_packages(cache: Cache, python: str, architecture: str) -> Path:
         for platform in (*platforms, "any"):
             args += ["--platform", platform]
         run(args, timeout_s=600, mend="check that pip can reach its package index, then run again")
+        remove_traces(folder / "site-packages")
 
-    entry, _ = cache.ensure("app-packages", digest_of(2, lock.read_text(), python, architecture), build)
+    entry, _ = cache.ensure("app-packages", digest_of(3, lock.read_text(), python, architecture), build)
     return entry / "site-packages"
+
+
+def remove_traces(packages: Path) -> None:
+    """Remove what an installation says of the machine it was made on, and what the image has no use for."""
+    shutil.rmtree(packages / "bin", ignore_errors=True)  # scripts that begin with this interpreter's path
+    for pattern in ("*.dist-info/RECORD", "*.dist-info/INSTALLER", "*.dist-info/REQUESTED"):
+        for path in packages.glob(pattern):
+            path.unlink()
 
 
 def pushed_digest(settings: Settings, tag: str) -> str:
@@ -124,7 +153,7 @@ def pushed_digest(settings: Settings, tag: str) -> str:
     session.trust_env = False
     url = f"http://127.0.0.1:{settings.registry_port}/v2/{APP_NAME}/manifests/{tag}"
     try:
-        answer = session.head(url, headers={"Accept": _ACCEPT}, timeout=10)
+        answer = session.head(url, headers={"Accept": ACCEPT}, timeout=10)
     except requests.RequestException as error:
         raise LabError(
             f"The lab's registry on port {settings.registry_port} does not answer ({type(error).__name__}).",

@@ -12,12 +12,13 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from scripts import cluster, console, flux, git, setup, teardown
 from scripts import provide as providing
+from scripts.bench_measure import Measure
 from scripts.deploy import lab_kube
 from scripts.docker import containers_with_label, docker, engine_info, memory_of
 from scripts.errors import LabError, NotReadyError
@@ -40,29 +41,12 @@ GOALS = {
 }
 
 
-@dataclass(frozen=True)
-class Measure:
-    """One figure with its goal."""
-
-    name: str
-    value: float
-    goal: float | None
-    unit: str
-
-    @property
-    def verdict(self) -> str:
-        """Whether the goal is met, in a word; nothing where there is none."""
-        if self.goal is None:
-            return ""
-        return "met" if self.value <= self.goal else "MISSED"
-
-
 def bench(settings: Settings, versions: Versions) -> int:
-    """Measure what BENCH names (setup, push, memory; default all) and print it; the lab is left running."""
-    wanted = (os.environ.get("BENCH", "") or "push,memory,setup").split(",")
-    unknown = set(wanted) - {"setup", "push", "memory"}
+    """Measure what BENCH names (setup, push, memory, check; default all) and print it; the lab is left running."""
+    wanted = (os.environ.get("BENCH", "") or "push,memory,check,setup").split(",")
+    unknown = set(wanted) - {"setup", "push", "memory", "check"}
     if unknown:
-        raise LabError(f"BENCH={','.join(wanted)} is not known.", "take some of: setup, push, memory")
+        raise LabError(f"BENCH={','.join(wanted)} is not known.", "take some of: setup, push, memory, check")
     measures: list[Measure] = []
     details: dict[str, Any] = {}
     if "setup" in wanted:
@@ -73,6 +57,11 @@ def bench(settings: Settings, versions: Versions) -> int:
         measures += found
     if "memory" in wanted:
         found, details["memory"] = measure_memory(settings)
+        measures += found
+    if "check" in wanted:
+        from scripts.check.bench_check import measure_check
+
+        found, details["check"] = measure_check(settings)
         measures += found
     console.table(
         "Measures",

@@ -8,10 +8,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from scripts import console, settings, versions
+from scripts import console, settings
 from scripts.errors import LabError
 from scripts.settings import Settings
+
+if TYPE_CHECKING:
+    from scripts.versions import Versions
 
 Command = Callable[[Settings], int]
 
@@ -53,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _pinned() -> Versions:
+    from scripts import versions
+
+    return versions.load()
+
+
 def _log_of(command: str) -> str:
     return str(settings.load().state_dir / "logs" / f"{command}.log")
 
@@ -66,7 +76,7 @@ def _setup(chosen: Settings) -> int:
     from scripts import setup
 
     try:
-        setup.setup_all(chosen, versions.load())
+        setup.setup_all(chosen, _pinned())
     except LabError:
         _diagnose_after_failure(chosen)
         raise
@@ -87,7 +97,7 @@ def _diagnose_after_failure(chosen: Settings) -> None:
 def _tools(chosen: Settings) -> int:
     from scripts import provide
 
-    outcome = provide.ensure_check_tools(chosen, versions.load(), chosen.state_dir / "logs")
+    outcome = provide.ensure_check_tools(chosen, _pinned(), chosen.state_dir / "logs")
     if outcome.changed:
         console.line(outcome.what)
     return 0
@@ -100,7 +110,7 @@ def _doctor(chosen: Settings) -> int:
 
     source, why = provide.choose_source(chosen)
     console.line(f"image source: {source} ({why})")
-    warm = sourcebuild.is_warm(Cache(chosen.cache_dir), versions.load())
+    warm = sourcebuild.is_warm(Cache(chosen.cache_dir), _pinned())
     findings = labfacts.run_checks(chosen, source, warm)
     preflight.render(findings)
     return 1 if any(f.level is Level.ERROR for f in findings) else 0
@@ -150,7 +160,7 @@ def _engine_stop(chosen: Settings) -> int:
 def _deploy(chosen: Settings) -> int:
     from scripts import deploy
 
-    deploy.deploy(chosen, versions.load())
+    deploy.deploy(chosen, _pinned())
     return 0
 
 
@@ -186,16 +196,122 @@ def _test_endpoints(chosen: Settings) -> int:
     return deploy.test_endpoints(chosen)
 
 
+def _new_environment(chosen: Settings) -> int:
+    from scripts import deploy, environments, manifests, provide, versions
+
+    def check(flux_cd: Path) -> None:
+        log_dir = chosen.state_dir / "logs"
+        provide.ensure_check_tools(chosen, versions.load(), log_dir)
+        manifests.validate(chosen, versions.load(), chosen.tools_dir, flux_cd)
+
+    name = os.environ.get("NAME", "")
+    if os.environ.get("DELETE") == "1":
+        change = environments.remove(name, check)
+    else:
+        change = environments.add(name, check, deploy.live_namespaces(chosen))
+    verb = "removed from" if change.deleted else "committed to"
+    console.line(f"{name} {verb} Git ({change.commit[:10]}); `make push` makes it so in the cluster")
+    return 0
+
+
 def _bench(chosen: Settings) -> int:
     from scripts import bench
 
-    return bench.bench(chosen, versions.load())
+    return bench.bench(chosen, _pinned())
+
+
+def _kustomize_check(chosen: Settings) -> int:
+    from scripts.check import commands, runner
+
+    return commands.run(chosen, runner.ALL, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_structure(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    return commands.structure(chosen, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_build(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    return commands.build(chosen, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_validate(chosen: Settings) -> int:
+    from scripts.check import commands
+    from scripts.check.model import Stage
+
+    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA)
+    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_lint(chosen: Settings) -> int:
+    from scripts.check import commands
+    from scripts.check.model import Stage
+
+    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.LINT)
+    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_dry_run(chosen: Settings) -> int:
+    from scripts.check import commands
+    from scripts.check.model import Stage
+
+    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.DRY_RUN)
+    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
+
+
+def _kustomize_diff(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    base, live = os.environ.get("BASE", "") or "main", os.environ.get("LIVE") == "1"
+    return commands.diff(chosen, base, live, os.environ.get("OUTPUT", ""))
+
+
+def _hooks(_: Settings) -> int:
+    from scripts.check import hooks
+
+    console.line(hooks.install().what)
+    return 0
+
+
+def _pre_push(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    return commands.pre_push(chosen)
+
+
+def _watch(chosen: Settings) -> int:
+    from scripts.check import commands
+
+    return commands.watch(chosen)
+
+
+def _hpa_demo(chosen: Settings) -> int:
+    wanted = settings.load_hpa()
+
+    from scripts.hpa import demo
+
+    return demo.demo(chosen, wanted)
+
+
+def _hpa_status(chosen: Settings) -> int:
+    from scripts.hpa import status
+
+    return status.status(chosen, os.environ.get("ENV", ""))
+
+
+def _hpa_compare(_: Settings) -> int:
+    from scripts.hpa import compare
+
+    return compare.compare(os.environ.get("RUNS", "").split())
 
 
 def _lock(chosen: Settings) -> int:
     from scripts import relock
 
-    relock.relock(chosen, versions.load(), force=os.environ.get("FORCE") == "1")
+    relock.relock(chosen, _pinned(), force=os.environ.get("FORCE") == "1")
     return 0
 
 
@@ -203,7 +319,7 @@ def _mirror_fill(chosen: Settings) -> int:
     from scripts import mirror_options, mirrorfill
 
     options = mirror_options.load(os.environ)
-    tally = mirrorfill.fill(chosen, versions.load(), options)
+    tally = mirrorfill.fill(chosen, _pinned(), options)
     console.line(str(tally))
     for name in tally.left_out:
         console.line(f"  {name} can't be built from source: not in this mirror", "dim")
@@ -214,7 +330,7 @@ def _mirror_fill(chosen: Settings) -> int:
 def _mirror_list(_: Settings) -> int:
     from scripts import mirrorset
 
-    console.raw(mirrorset.listing(versions.load()))
+    console.raw(mirrorset.listing(_pinned()))
     return 0
 
 
@@ -223,7 +339,7 @@ def _mirror_verify(chosen: Settings) -> int:
     from scripts.transfer import size_text
 
     options = mirror_options.load(os.environ)
-    verdict = mirrorverify.verify(chosen, versions.load(), options)
+    verdict = mirrorverify.verify(chosen, _pinned(), options)
     for line in verdict.wrong:
         console.error(line)
     console.line(
@@ -236,14 +352,14 @@ def _mirror_verify(chosen: Settings) -> int:
 def _mirror_serve(chosen: Settings) -> int:
     from scripts import mirror_options, mirrorserve
 
-    mirrorserve.serve(chosen, versions.load(), mirror_options.load(os.environ))
+    mirrorserve.serve(chosen, _pinned(), mirror_options.load(os.environ))
     return 0
 
 
 def _outdated(chosen: Settings) -> int:
     from scripts import outdated
 
-    outdated.render(outdated.look(chosen, versions.load()))
+    outdated.render(outdated.look(chosen, _pinned()))
     return 0
 
 
@@ -269,14 +385,27 @@ COMMANDS: dict[str, Command] = {
     "diagnose": _diagnose,
     "doctor": _doctor,
     "engine-stop": _engine_stop,
+    "hooks": _hooks,
+    "hpa-compare": _hpa_compare,
+    "hpa-demo": _hpa_demo,
+    "hpa-status": _hpa_status,
+    "kustomize-build": _kustomize_build,
+    "kustomize-check": _kustomize_check,
+    "kustomize-diff": _kustomize_diff,
+    "kustomize-dry-run": _kustomize_dry_run,
+    "kustomize-lint": _kustomize_lint,
+    "kustomize-structure": _kustomize_structure,
+    "kustomize-validate": _kustomize_validate,
     "lock": _lock,
     "logs": _logs,
     "mirror-fill": _mirror_fill,
     "mirror-list": _mirror_list,
     "mirror-serve": _mirror_serve,
     "mirror-verify": _mirror_verify,
+    "new-environment": _new_environment,
     "outdated": _outdated,
     "port-forward": _port_forward,
+    "pre-push": _pre_push,
     "push": _push,
     "reconcile": _reconcile,
     "resume": _resume,
@@ -286,6 +415,12 @@ COMMANDS: dict[str, Command] = {
     "test-endpoints": _test_endpoints,
     "timings": _timings,
     "tools": _tools,
+    "watch": _watch,
 }
 # Commands whose details nobody reads later.
-_QUIET = {"app-tag", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "mirror-list"}
+_QUIET = {
+    "app-tag", "hpa-compare", "hpa-status", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "mirror-list",
+    "kustomize-check",
+    "kustomize-diff", "pre-push", "hooks", "watch", "kustomize-structure", "kustomize-build", "kustomize-validate",
+    "kustomize-lint", "kustomize-dry-run",
+}  # fmt: skip

@@ -29,8 +29,16 @@ def lab_kube(settings: Settings) -> Kube:
     return kube
 
 
+def live_namespaces(settings: Settings) -> frozenset[str]:
+    """Return the cluster's namespaces; none where no cluster answers."""
+    kube = Kube(settings.context)
+    if not kube.is_up():
+        return frozenset()
+    return frozenset(n.metadata.name for n in kube.call(kube.core.list_namespace).items)
+
+
 def push(settings: Settings) -> None:
-    """Push the current commit and wait until every Kustomization that follows main is Ready at it."""
+    """Push the current commit and wait until every Kustomization is Ready; environments get and lose their branches."""
     copy = git.require_clean()
     kube = lab_kube(settings)
     git.ensure_remote(settings)
@@ -41,7 +49,9 @@ def push(settings: Settings) -> None:
             f"The remote's {MAIN_BRANCH} is ahead of this clone; there is nothing to push.",
             f"git pull --rebase {settings.git_remote} {MAIN_BRANCH}",
         )
-    console.done("push", time.monotonic() - started, outcome.what)
+    branches = git.ensure_environment_branches(settings)
+    said = f"{outcome.what}, {branches.what}" if branches.changed else outcome.what
+    console.done("push", time.monotonic() - started, said)
     wait_until_live(settings, kube)
 
 

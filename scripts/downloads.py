@@ -35,9 +35,9 @@ MAX_CHECKSUMS_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class Expected:
-    """The SHA-256 a file must have, and who says so."""
+    """The digest a file must have (SHA-256, or SHA-512 where that is what its publisher gives), and who says so."""
 
-    sha256: str
+    digest: str
     source: str
 
 
@@ -47,7 +47,7 @@ class _Manifest:
 
     version: str
     platform: str
-    published_sha256: str
+    published_digest: str
     installed_sha256: str
 
 
@@ -81,17 +81,18 @@ class Downloader:
 
     def ensure_tool(self, name: str, tool: Tool) -> Outcome:
         """Make one tool be there in its pinned version; raises LabError when it can't be had as published."""
-        expected = self._known_sha256(name, tool)
-        if expected and self._is_installed(name, tool, expected):
+        expected = self._known_digest(name, tool)
+        if expected and self._all_installed(name, tool, expected):
             return Outcome(False, f"{name} {tool.version} found")
         with hold_lock(self.tools_dir / ".locks" / f"{name}.lock", f"downloading {name}"):
-            expected = self._known_sha256(name, tool) or self.published_sha256(name, tool)
-            if self._is_installed(name, tool, expected):
+            expected = self._known_digest(name, tool) or self.published_sha256(name, tool)
+            if self._all_installed(name, tool, expected):
                 self._record(name, tool, expected)
                 return Outcome(False, f"{name} {tool.version} found")
             part = self._fetch_verified(name, tool, expected)
             self._record(name, tool, expected)
-            self._install(name, tool, part, expected)
+            for program, member in programs_of(name, tool).items():
+                self._install(program, member, tool, part, expected)
             part.unlink()
         return Outcome(True, f"{name} {tool.version} downloaded, checked by {expected.source}")
 
@@ -114,16 +115,26 @@ class Downloader:
             )
         return Expected(sha256, "the publisher's checksum file")
 
-    def _known_sha256(self, name: str, tool: Tool) -> Expected | None:
-        pinned = tool.sha256.get(self.platform)
+    def published_digest(self, name: str, tool: Tool) -> Expected:
+        """Return the digest that the publisher gives; where it gives none beside the file, that of the file itself."""
+        if tool.checksums:
+            return self.published_sha256(name, tool)
+        url = self._mirrored(tool.url_for(self.platform))
+        with tempfile.TemporaryDirectory(prefix="gitops-lab-") as folder:
+            path = Path(folder) / "file"
+            self._transfer(f"{name} {tool.version}", url, path, tls_only=True)
+            return Expected(digest_like(path, "0" * 128), "the file itself")
+
+    def _known_digest(self, name: str, tool: Tool) -> Expected | None:
+        pinned = tool.pinned(self.platform)
         if pinned:
             return Expected(pinned, "versions.yaml")
-        recorded = self.lock_file.tool_sha256(name, tool.version, self.platform)
+        recorded = self.lock_file.tool_digest(name, tool.version, self.platform)
         return Expected(recorded, self.lock_file.path.name) if recorded else None
 
     def _record(self, name: str, tool: Tool, expected: Expected) -> None:
-        if self.platform not in tool.sha256:
-            self.lock_file.record_tool(name, tool.version, self.platform, expected.sha256)
+        if not tool.pinned(self.platform):
+            self.lock_file.record_tool(name, tool.version, self.platform, expected.digest)
 
     def _mirrored(self, url: str) -> str:
         bases = self.base_url or {}
@@ -144,16 +155,19 @@ class Downloader:
     def _manifest_path(self, name: str) -> Path:
         return self.tools_dir / f".{name}.json"
 
+    def _all_installed(self, name: str, tool: Tool, expected: Expected) -> bool:
+        return all(self._is_installed(program, tool, expected) for program in programs_of(name, tool))
+
     def _is_installed(self, name: str, tool: Tool, expected: Expected) -> bool:
         path = self.tools_dir / name
         try:
             manifest = _Manifest(**json.loads(self._manifest_path(name).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return False
-        if (manifest.version, manifest.platform, manifest.published_sha256) != (
+        if (manifest.version, manifest.platform, manifest.published_digest) != (
             tool.version,
             self.platform,
-            expected.sha256,
+            expected.digest,
         ):
             return False
         return path.is_file() and os.access(path, os.X_OK) and _sha256_of(path) == manifest.installed_sha256
@@ -163,23 +177,23 @@ class Downloader:
         label = f"{name} {tool.version}"
         system, _, machine = self.platform.partition("/")
         # The expected sum is in the name: what an earlier run left is only gone on with if it is the same file.
-        part = self.tools_dir / ".partial" / f"{name}-{system}-{machine}-{expected.sha256[:16]}"
+        part = self.tools_dir / ".partial" / f"{name}-{system}-{machine}-{expected.digest[:16]}"
         part.parent.mkdir(parents=True, exist_ok=True)
         for other in part.parent.glob(f"{name}-{system}-{machine}-*"):
             if other != part:
                 other.unlink()
         started_with = part.stat().st_size if part.exists() else 0
-        if started_with and _sha256_of(part) == expected.sha256:
+        if started_with and digest_like(part, expected.digest) == expected.digest:
             return part
         self._transfer(label, url, part)
-        got = _sha256_of(part)
-        if got != expected.sha256 and started_with:
+        got = digest_like(part, expected.digest)
+        if got != expected.digest and started_with:
             # The piece from an earlier run may have been the bad one: once more, from the first byte.
             console.note(f"{label}: what an earlier run left does not fit; downloading all of it again")
             part.unlink()
             self._transfer(label, url, part)
-            got = _sha256_of(part)
-        if got != expected.sha256:
+            got = digest_like(part, expected.digest)
+        if got != expected.digest:
             size = part.stat().st_size
             part.unlink()
             raise DownloadError(
@@ -187,12 +201,12 @@ class Downloader:
                 "run again; if it stays so, a proxy or a mirror alters the file, "
                 f"or the sum in {expected.source} is not that of {tool.version}: compare with the publisher's",
                 f"    from     {mask_credentials(url)} ({size} bytes)\n"
-                f"    expected {expected.sha256} (by {expected.source})\n"
+                f"    expected {expected.digest} (by {expected.source})\n"
                 f"    got      {got}",
             )
         return part
 
-    def _install(self, name: str, tool: Tool, part: Path, expected: Expected) -> None:
+    def _install(self, name: str, member: str, tool: Tool, part: Path, expected: Expected) -> None:
         target = self.tools_dir / name
         if target.is_dir() and not target.is_symlink():
             raise DownloadError(f"{target} is a folder, where the tool {name} belongs.", f"move {target} away")
@@ -201,8 +215,8 @@ class Downloader:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=self.tools_dir)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                if tool.member:
-                    _extract(part, tool.member, file, f"{name} {tool.version}")
+                if member:
+                    _extract(part, member, file, f"{name} {tool.version}")
                 else:
                     with part.open("rb") as source:
                         _copy(source, file)
@@ -216,7 +230,7 @@ class Downloader:
         finally:
             Path(temporary).unlink(missing_ok=True)
         # After the rename: a run killed in between finds a manifest that doesn't fit, and installs again.
-        manifest = _Manifest(tool.version, self.platform, expected.sha256, installed)
+        manifest = _Manifest(tool.version, self.platform, expected.digest, installed)
         write_atomically(self._manifest_path(name), json.dumps(asdict(manifest), indent=2) + "\n")
 
 
@@ -252,6 +266,17 @@ def _extract(archive: Path, member: str, file: IO[bytes], label: str) -> None:
 def _copy(source: IO[bytes], target: IO[bytes]) -> None:
     while chunk := source.read(CHUNK_BYTES):
         target.write(chunk)
+
+
+def programs_of(name: str, tool: Tool) -> dict[str, str]:
+    """Return what a tool's file brings: names in the tools folder, and what each is called in the archive."""
+    return {name: tool.member, **tool.also}
+
+
+def digest_like(path: Path, expected: str) -> str:
+    """Return a file's digest in the form of the expected one: SHA-512 or SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha512" if len(expected) == 128 else "sha256").hexdigest()
 
 
 def _sha256_of(path: Path) -> str:

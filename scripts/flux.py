@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ from scripts.settings import (
     Edge,
     Settings,
     environments,
+    source_name,
 )
 from scripts.sidecars import connect_receiver, git_service_objects
+from scripts.sources import PROMOTED, hook_scopes, source_scopes
 from scripts.versions import Versions
 from scripts.waiting import wait_for
 
@@ -110,8 +112,12 @@ def receiver_objects(settings: Settings, token: str, subnet: str) -> list[Object
                 "type": "generic-hmac",
                 "interval": "10m",
                 "secretRef": {"name": RECEIVER_SECRET},
-                # In this order they are told: what people wait for comes first.
-                "resources": [{"kind": "GitRepository", "name": scope.name} for scope in source_scopes()],
+                # In this order they are told: what people wait for comes first. Those that move by promotion are found
+                # by their label, so that an environment which is added needs nothing here.
+                "resources": [
+                    *({"kind": "GitRepository", "name": s.name} for s in source_scopes() if not s.promoted),
+                    {"kind": "GitRepository", "name": "*", "matchLabels": PROMOTED},
+                ],
                 # The hook names the sources whose files a push changed. Every other one would fetch, build and apply
                 # what it has already, the large definitions among them, beside the change that somebody waits for.
                 "resourceFilter": "res.metadata.name in req.sources",
@@ -146,28 +152,6 @@ def receiver_objects(settings: Settings, token: str, subnet: str) -> list[Object
     return objects
 
 
-@dataclass(frozen=True)
-class SourceScope:
-    """What a source reads of the repository: a branch, and the paths that its `ignore` leaves in."""
-
-    name: str
-    branch: str
-    paths: tuple[str, ...]
-
-
-def source_scopes() -> list[SourceScope]:
-    """Return every source's scope as bootstrap/sources.yaml has it, dev's first."""
-    documents = yaml.safe_load_all((FLUX_CD / "bootstrap" / "sources.yaml").read_text())
-    scopes = []
-    for source in documents:
-        if source:
-            lines = source["spec"].get("ignore", "").split()
-            included = [line.removeprefix("!/") for line in lines if line.startswith("!/")]
-            deepest = [p for p in included if not any(o.startswith(f"{p}/") for o in included)]
-            scopes.append(SourceScope(source["metadata"]["name"], source["spec"]["ref"]["branch"], tuple(deepest)))
-    return sorted(scopes, key=lambda scope: scope.name != "dev-environment")
-
-
 def root_objects(settings: Settings, with_credentials: bool) -> list[Object]:
     """Return the root source and the root Kustomization, which carries what depends on this machine as patches.
 
@@ -185,14 +169,19 @@ def root_objects(settings: Settings, with_credentials: bool) -> list[Object]:
         "sourceRef": {"kind": "GitRepository", "name": ROOT_NAME},
     }
     patches: list[Object] = []
+    # What applications-sync applies is patched by it in turn: the sources of added environments, and each environment.
+    inner: list[Object] = []
     if not settings.owns_git:
         operations: list[Object] = [{"op": "replace", "path": "/spec/url", "value": settings.git_fetch_url}]
         if with_credentials:
             source["spec"]["secretRef"] = {"name": GIT_SECRET}
             operations.append({"op": "add", "path": "/spec/secretRef", "value": {"name": GIT_SECRET}})
         patches.append({"target": {"kind": "GitRepository"}, "patch": json.dumps(operations)})
+        inner.append(patches[0])
     if settings.image_repository:
-        patches.append(_repository_patch(settings.image_repository))
+        inner.append(_repository_patch(settings.image_repository))
+    if inner:
+        patches.append(_applications_patch(inner, settings.edge))
     if patches:
         spec["patches"] = patches
     if settings.edge is Edge.NONE:
@@ -213,19 +202,21 @@ def _root_source() -> Object:
 
 
 def _repository_patch(repository: str) -> Object:
-    """Let every environment take the application from another repository: a patch that adds a patch."""
+    """Let every environment take the application from another repository."""
     # An entry of the overlay's own name would replace the overlay's, tag and all; Kustomize takes the name as a
     # regular expression, so the same image can be meant by another entry.
     pattern = IMAGE_IN_CLUSTER.replace(".", "[.]")
     images = [{"op": "add", "path": "/spec/images", "value": [{"name": pattern, "newName": repository}]}]
-    inner = [
-        {
-            "op": "add",
-            "path": "/spec/patches",
-            "value": [{"target": {"kind": "Kustomization"}, "patch": json.dumps(images)}],
-        }
-    ]
-    return {"target": {"kind": "Kustomization", "name": "applications-sync"}, "patch": json.dumps(inner)}
+    return {"target": {"kind": "Kustomization"}, "patch": json.dumps(images)}
+
+
+def _applications_patch(inner: Sequence[Object], edge: Edge) -> Object:
+    """Let applications-sync carry patches, after those that it has without an edge."""
+    if edge is Edge.NONE:
+        operations: list[Object] = [{"op": "add", "path": "/spec/patches/-", "value": patch} for patch in inner]
+    else:
+        operations = [{"op": "add", "path": "/spec/patches", "value": list(inner)}]
+    return {"target": {"kind": "Kustomization", "name": "applications-sync"}, "patch": json.dumps(operations)}
 
 
 def ensure_flux(settings: Settings, kube: Kube, flux: Path, versions: Versions, pin_images: bool) -> Outcome:
@@ -297,7 +288,7 @@ def connect_git_server(settings: Settings, kube: Kube) -> None:
     wait_for(
         "Flux's Receiver is ready", pending, timeout_s=90, interval_s=0.3, explain=lambda: not_ready_controllers(kube)
     )
-    scopes = [asdict(scope) for scope in source_scopes()]
+    scopes = [asdict(scope) for scope in hook_scopes()]
     connect_receiver(settings, _webhook_path(kube), _receiver_token(kube), scopes)
 
 
@@ -397,7 +388,7 @@ def expected_kustomizations(settings: Settings, branches: Mapping[str, str]) -> 
     sources |= {"infrastructure-sync": "infrastructure", "metrics-server-sync": "infrastructure"}
     if settings.edge is not Edge.NONE:
         sources["edge-sync"] = "infrastructure"
-    sources |= {environment: f"{environment}-environment" for environment in environments()}
+    sources |= {environment: source_name(environment) for environment in environments()}
     ensure_known(settings, branches)
     scopes = {scope.name: scope for scope in source_scopes()}
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 from scripts.errors import LabError, UsageError
 from scripts.outcome import Outcome
 from scripts.process import CommandError, Completed, run
-from scripts.settings import MAIN_BRANCH, ROOT, Settings, environments
+from scripts.settings import MAIN_BRANCH, OVERLAYS, ROOT, Settings, environments
 
 PUSH_TIMEOUT_S = 120
 # Never ask: a prompt would hang a setup that nobody watches.
@@ -126,14 +126,18 @@ def differs(old: str, new: str, paths: Sequence[str], root: Path = ROOT) -> bool
 
 
 def push_main(settings: Settings, head: str, root: Path = ROOT) -> Outcome:
-    """Push a commit to the remote's main branch, never over somebody's commits."""
+    """Push a commit to the remote's main branch, never over somebody's commits.
+
+    An environment that it takes out of main loses its branch: a later one of that name would begin at an old commit.
+    """
     current = remote_branches(settings, root).get(MAIN_BRANCH, "")
     if current == head:
         return Outcome(False, f"{MAIN_BRANCH} is at {head[:10]}")
     if current and is_ancestor(head, current, root):
         return Outcome(False, f"{MAIN_BRANCH} is ahead of this clone, at {current[:10]}")
     push(settings, f"{head}:refs/heads/{MAIN_BRANCH}", root)
-    return Outcome(True, f"{head[:10]} pushed to {MAIN_BRANCH}")
+    removed = _remove_branches(settings, environments_at(current, root) - environments_at(head, root), root)
+    return Outcome(True, ", ".join([f"{head[:10]} pushed to {MAIN_BRANCH}", *(f"{b} removed" for b in removed)]))
 
 
 def push(settings: Settings, refspec: str, root: Path = ROOT) -> str:
@@ -151,18 +155,50 @@ def push(settings: Settings, refspec: str, root: Path = ROOT) -> str:
 
 
 def ensure_environment_branches(settings: Settings, root: Path = ROOT) -> Outcome:
-    """Create the promotion branches at main's commit where the remote lacks them."""
+    """Create the promotion branches at main's commit where the remote lacks them.
+
+    One that has nothing of its environment, a left-over of an earlier one of that name, is moved to main.
+    """
     branches = remote_branches(settings, root)
-    wanted = [environment_branch(name) for name in environments()]
-    missing = [branch for branch in wanted if branch not in branches]
-    if missing and MAIN_BRANCH not in branches:
+    lacking = []
+    for environment in environments():
+        branch = environment_branch(environment)
+        if branch not in branches or (MAIN_BRANCH in branches and _lacks(settings, environment, branches, root)):
+            lacking.append(branch)
+    if lacking and MAIN_BRANCH not in branches:
         raise LabError(f"The remote {settings.git_remote} has no branch {MAIN_BRANCH}.", "make push")
-    for branch in missing:
-        source = branches[MAIN_BRANCH]
-        if git("cat-file", "-e", f"{source}^{{commit}}", check=False, root=root).exit_code != 0:
-            git("fetch", settings.git_remote, MAIN_BRANCH, timeout_s=PUSH_TIMEOUT_S, root=root)
-        push(settings, f"{source}:refs/heads/{branch}", root)
-    return Outcome(bool(missing), f"{', '.join(missing)} created" if missing else "environment branches are there")
+    for branch in lacking:
+        ensure_known(settings, {MAIN_BRANCH: branches[MAIN_BRANCH]}, root)
+        push(settings, f"{branches[MAIN_BRANCH]}:refs/heads/{branch}", root)
+    return Outcome(bool(lacking), f"{', '.join(lacking)} created" if lacking else "environment branches are there")
+
+
+def _lacks(settings: Settings, environment: str, branches: Mapping[str, str], root: Path) -> bool:
+    """Whether main has an environment, and the environment's own branch, behind main, does not."""
+    own, main = branches[environment_branch(environment)], branches[MAIN_BRANCH]
+    if own == main:
+        return False
+    ensure_known(settings, {MAIN_BRANCH: main, environment_branch(environment): own}, root)
+    return (
+        environment in environments_at(main, root)
+        and environment not in environments_at(own, root)
+        and is_ancestor(own, main, root)
+    )
+
+
+def environments_at(commit: str, root: Path = ROOT) -> set[str]:
+    """Return the environments that a commit has; none where the commit is not known here, as in a shallow clone."""
+    folder = OVERLAYS.relative_to(ROOT)
+    listed = git("ls-tree", "-d", "--name-only", commit, "--", f"{folder}/", check=False, root=root).stdout
+    return {Path(line).name for line in listed.splitlines()}
+
+
+def _remove_branches(settings: Settings, environments_gone: set[str], root: Path) -> list[str]:
+    there = remote_branches(settings, root) if environments_gone else {}
+    branches = [b for b in sorted(map(environment_branch, environments_gone)) if b in there and b != MAIN_BRANCH]
+    for branch in branches:
+        git("push", settings.git_remote, "--delete", f"refs/heads/{branch}", timeout_s=PUSH_TIMEOUT_S, root=root)
+    return branches
 
 
 def credentials(settings: Settings, environ: Mapping[str, str]) -> dict[str, str] | None:

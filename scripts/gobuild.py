@@ -2,7 +2,7 @@
 
 A wrapper module carries the replace lines that Go ignores in a dependency, and a go.sum that holds every
 dependency to what was reviewed. The key of an output is everything it was built from, so a changed pin rebuilds
-that one thing.
+that one thing, and what shares its wrapper module.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ BUILD_REVISION = 1
 _MEND_BUILD = "read the log; a full disk and a package mirror out of reach are the usual causes; then run again"
 
 
+def lock_folder(name: str, module: GoModule) -> Path:
+    """Return the folder of the wrapper module that locks a module's dependencies."""
+    return SOURCE_DIR / (module.lock or name)
+
+
 def module_key(name: str, module: GoModule, go_version: str) -> str:
     """Return the key of a module's binaries: a hash of all that goes into them."""
-    folder = SOURCE_DIR / name
-    files = {path.name: path.read_text() for path in sorted(folder.iterdir())}
+    folder = lock_folder(name, module)
+    files = {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
     return digest_of(
         BUILD_REVISION, name, go_version, platform.machine(), files, dict(module.binaries), _stamps(module)
     )
@@ -44,12 +49,12 @@ def build_module(cache: Cache, go: GoToolchain, name: str, module: GoModule, log
         workspace = cache.root / "work" / "src" / name
         if workspace.exists():
             shutil.rmtree(workspace)
-        shutil.copytree(SOURCE_DIR / name, workspace)
+        shutil.copytree(lock_folder(name, module), workspace)
         log = log_dir / f"build-{name}.log"
         log_dir.mkdir(parents=True, exist_ok=True)
         log.write_text("")
         console.note(f"{name}: downloading modules")
-        _download(go, workspace, log)
+        _download(go, workspace, tuple(module.binaries.values()), log)
         for binary, package in module.binaries.items():
             console.note(f"{name}: compiling {binary}")
             flags = " ".join(["-s", "-w", *(f"-X {k}={v}" for k, v in _stamps(module).items())])
@@ -66,11 +71,11 @@ def build_module(cache: Cache, go: GoToolchain, name: str, module: GoModule, log
     return cache.ensure(name, module_key(name, module, go.version), build)
 
 
-def _download(go: GoToolchain, workspace: Path, log: Path) -> None:
+def _download(go: GoToolchain, workspace: Path, packages: tuple[str, ...], log: Path) -> None:
     # `go build` downloads what the packages need and no more; `go mod download` alone would fetch every
     # module of the graph. Listing the packages' dependencies does the former with a status line of its own.
     run(
-        [go.go, "list", "-deps", "-f", "{{.ImportPath}}", *(["."] if (workspace / "main.go").exists() else ["tool"])],
+        [go.go, "list", "-deps", "-f", "{{.ImportPath}}", *packages],
         timeout_s=1800,
         cwd=workspace,
         env=go.env,

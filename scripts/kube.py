@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -162,6 +162,39 @@ class Kube:
         """Return an API object as plain data, as it stands in YAML."""
         plain: Object = self._api.sanitize_for_serialization(thing)
         return plain
+
+    def list_plain(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[list[Object], str]:
+        """Return what a list method lists, as plain data, and the resource version from which a watch goes on."""
+        from kubernetes.client import ApiException
+
+        answer = self.call(method, *args, _preload_content=False, **kwargs)
+        if answer.status != 200:
+            raise ApiException(http_resp=answer)
+        found: Object = json.loads(answer.data)
+        return found["items"], str(found["metadata"]["resourceVersion"])
+
+    def watch(
+        self, method: Callable[..., Any], *args: Any, version: str, timeout_s: int, **kwargs: Any
+    ) -> Iterator[tuple[str, Object]]:
+        """Yield changes (ADDED, MODIFIED or DELETED, and the object) after a resource version, for so many seconds.
+
+        Raises UnreachableError when the connection breaks, ApiException (410) when the version is too old: list again.
+        """
+        import urllib3
+        from kubernetes import watch
+
+        # The server ends the watch; the client's own limit is for one that has gone away.
+        limits = {"timeout_seconds": timeout_s, "_request_timeout": (REQUEST_TIMEOUT_S, timeout_s + REQUEST_TIMEOUT_S)}
+        try:
+            watcher: Any = watch.Watch(return_type="object")  # type: ignore[no-untyped-call]
+            stream = watcher.stream(method, *args, resource_version=version, **limits, **kwargs)
+            for event in stream:
+                if event["type"] != "BOOKMARK":
+                    yield event["type"], event["raw_object"]
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise UnreachableError(
+                f"A watch in context {self.context} was cut off ({_root_of(error)}).", "make status, make resume"
+            ) from None
 
     def list_custom(self, kind: str, namespace: str = "") -> list[Object]:
         """Return all Flux objects of a kind; [] while its CRD is not installed."""

@@ -2,31 +2,32 @@
 
 The original observed a request's latency only where it handled a failure. This simulates workloads, fills the app's
 own histogram buckets as the right and as the faulty instrumentation would, and computes the quantiles as Prometheus
-does. The same seed gives the same numbers::
+does. The same seed gives the same numbers. What design-decisions.md shows is this table and this picture::
 
-    python -m scripts.latency_bug --picture reports/latency-bug.png
+    python -m scripts.latency_bug --picture
 """
 
 from __future__ import annotations
 
 import argparse
 import bisect
-import importlib
-import importlib.util
 import math
 import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scripts import console
-from scripts.settings import APP_DIR
+from scripts.settings import APP_DIR, ROOT
 
 QUANTILES = (0.5, 0.95, 0.99)
 REQUESTS = 20_000
 FAILURES = 0.02
+SEED = 12
+EXACT = "exact"
+# Beside the script that draws it: below app/ it would be part of the application, and change the image's tag.
+PICTURE = ROOT / "scripts" / "latency-bug.png"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def rows(scenario: Scenario, bounds: Sequence[float], seed: int) -> list[Row]:
     everything = sorted(r.seconds for r in requests)
     failures = [r.seconds for r in requests if r.failed]
     exact = tuple(everything[math.ceil(q * len(everything)) - 1] for q in QUANTILES)
-    found = [Row(scenario.name, "exact", len(everything), sum(everything) / len(everything), exact)]
+    found = [Row(scenario.name, EXACT, len(everything), sum(everything) / len(everything), exact)]
     for source, seconds in (("every request (right)", everything), ("only failures (the bug)", failures)):
         counts = fill(seconds, bounds)
         quantiles = tuple(histogram_quantile(q, counts, bounds) for q in QUANTILES)
@@ -130,35 +131,46 @@ def _times(row: Row) -> tuple[float, ...]:
     return (row.mean_s, *row.quantiles_s)
 
 
-def draw(table: Sequence[Row], picture: Path) -> bool:
-    """Draw the rows as a PNG; returns False if matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return False
-    matplotlib: Any = importlib.import_module("matplotlib")
+def draw(table: Sequence[Row], picture: Path) -> None:
+    """Draw the rows as a PNG that holds, as text, the table it was drawn from."""
+    import matplotlib
+
     matplotlib.use("Agg")
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
+    # Imported here, as it takes a second that the table doesn't need.
+    from matplotlib import pyplot
+
     names = list(dict.fromkeys(row.scenario for row in table))
     figure, axes = pyplot.subplots(1, len(names), figsize=(12, 3.8), sharey=True)
-    colours = {"exact": "#9aa4af", "every request (right)": "#1a7f37", "only failures (the bug)": "#cf222e"}
+    looks = {
+        EXACT: ("#9aa4af", "the truth"),
+        "every request (right)": ("#1a7f37", "measured: every request (right)"),
+        "only failures (the bug)": ("#cf222e", "measured: only failures (the bug)"),
+    }
     for axis, name in zip(axes, names, strict=True):
         for i, row in enumerate(r for r in table if r.scenario == name):
+            colour, label = looks[row.source]
             at = [x + (i - 1) * 0.27 for x in range(len(QUANTILES))]
-            bars = axis.bar(at, [1000 * s for s in row.quantiles_s], 0.25, color=colours[row.source], label=row.source)
-            axis.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
+            bars = axis.bar(at, [1000 * s for s in row.quantiles_s], 0.25, color=colour, label=label)
+            axis.bar_label(bars, fmt="{:.0f}", fontsize=8, padding=1)
         axis.set_title(name, fontsize=10)
         axis.set_yscale("log")
         axis.set_ylim(1, 10_000)
+        axis.set_yticks([1, 10, 100, 1000, 10_000], ["1 ms", "10 ms", "100 ms", "1 s", "10 s"])
         axis.set_xticks(range(len(QUANTILES)), [f"p{100 * q:g}" for q in QUANTILES])
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("latency, ms (log)")
+    axes[0].set_ylabel("latency, log scale (numbers: ms)")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=3, frameon=False, title="latency observed of")
-    figure.tight_layout(rect=(0, 0.13, 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncol=3, frameon=False)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     picture.parent.mkdir(parents=True, exist_ok=True)
     # Without the date and the library's version, the same numbers give the same file.
-    figure.savefig(picture, dpi=110, metadata={"Software": None})
+    figure.savefig(picture, dpi=110, metadata={"Software": None, "Description": markdown(table)})
     pyplot.close(figure)
-    return True
+
+
+def worked_example(seed: int = SEED) -> list[Row]:
+    """Return all rows: what is true and what either instrumentation says, for each workload."""
+    return [row for scenario in SCENARIOS for row in rows(scenario, app_buckets(), seed)]
 
 
 def app_buckets() -> tuple[float, ...]:
@@ -173,15 +185,19 @@ def app_buckets() -> tuple[float, ...]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table and draw the picture."""
     parser = argparse.ArgumentParser(prog="python -m scripts.latency_bug", description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=12)
-    parser.add_argument("--picture", type=Path, help="a PNG to draw (needs matplotlib)")
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        nargs="?",
+        const=PICTURE,
+        help=f"a PNG to draw, {PICTURE.relative_to(ROOT)} unless named",
+    )
     options = parser.parse_args(argv)
-    bounds = app_buckets()
-    table = [row for scenario in SCENARIOS for row in rows(scenario, bounds, options.seed)]
+    table = worked_example(options.seed)
     console.raw(markdown(table))
-    if options.picture and not draw(table, options.picture):
-        console.warn("no picture: matplotlib is not installed")
-        return 1
+    if options.picture:
+        draw(table, options.picture)
     return 0
 
 

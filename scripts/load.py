@@ -88,13 +88,18 @@ def attack(settings: Settings, environment: str, path: str, rate: int, seconds: 
     with tempfile.TemporaryDirectory(prefix="gitops-lab-load-") as folder:
         targets = Path(folder) / "targets"
         results = Path(folder) / "results.bin"
-        targets.write_text(f"GET http://127.0.0.1:{settings.edge_port}{path}\nHost: {host_of(environment)}\n")
+        targets.write_text(target(settings, environment, path))
         args: list[str | Path] = [
             vegeta, "attack", f"-targets={targets}", f"-rate={rate}", f"-duration={seconds}s", f"-output={results}",
             f"-timeout={REQUEST_TIMEOUT_S}s", "-redirects=-1", "-max-workers=200",
         ]  # fmt: skip
         with background(args) as process:
             yield Attack(process, results, vegeta, seconds)
+
+
+def target(settings: Settings, environment: str, path: str) -> str:
+    """Return an environment's path at the edge, as vegeta reads its targets."""
+    return f"GET http://127.0.0.1:{settings.edge_port}{path}\nHost: {host_of(environment)}\n"
 
 
 def report(vegeta: Path, results: Path) -> LoadResult:

@@ -1,13 +1,10 @@
-"""The manifests in Git, proven before they reach a cluster: every kustomization builds, every object is valid."""
+"""The manifests in Git, proven before they reach a cluster: step 4 of setup is the check of every kustomization.
+
+The check itself is `scripts/check/`; here stands what setup asks of it, and where Flux's own definitions come from.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import console
@@ -15,96 +12,45 @@ from scripts.cache import Cache, digest_of
 from scripts.errors import LabError
 from scripts.fluxcli import CONTROLLERS
 from scripts.outcome import Outcome
-from scripts.process import CommandError, run
-from scripts.schemas import ensure_schemas
-from scripts.settings import FLUX_CD, ROOT, Settings
+from scripts.process import run
+from scripts.settings import FLUX_CD, Settings
 from scripts.versions import Versions
-
-BUILD_TIMEOUT_S = 60
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong with the manifests: where, and what."""
-
-    where: str
-    what: str
-
-
-def kustomization_folders(root: Path = FLUX_CD) -> list[Path]:
-    """Return every folder below a root that holds a kustomization which builds by itself (components don't)."""
-    folders = []
-    for path in sorted(root.rglob("kustomization.yaml")):
-        if "\nkind: Component" not in f"\n{path.read_text()}":
-            folders.append(path.parent)
-    return folders
 
 
 def validate(settings: Settings, versions: Versions, tools_dir: Path, root: Path = FLUX_CD) -> Outcome:
     """Build and validate everything below a root; raises LabError that lists each finding."""
-    folders = kustomization_folders(root)
-    with tempfile.TemporaryDirectory(prefix="gitops-lab-manifests-") as output:
-        findings = build_all(folders, tools_dir / "kustomize", Path(output))
-        if not findings:
-            console.note("validating against schemas")
-            schemas = ensure_schemas(
-                Cache(settings.cache_dir), versions.kubernetes, definition_files(settings, versions, tools_dir, root)
-            )
-            findings = validate_files(sorted(Path(output).glob("*.yaml")), tools_dir / "kubeconform", schemas)
-    if findings:
-        lines = "\n".join(f"    {f.where}: {f.what}" for f in findings)
+    from scripts.check.commands import check_cache
+    from scripts.check.model import Severity, Stage
+    from scripts.check.runner import Options, check
+    from scripts.check.store import digest
+    from scripts.check.validate import Definitions
+
+    console.note("building and validating every kustomization")
+    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA)
+    options = Options(
+        root,
+        check_cache(settings),
+        tools_dir / "kustomize",
+        tools_dir / "kubeconform",
+        stages,
+        lambda: Definitions(versions.kubernetes, (flux_definitions(settings, versions, tools_dir),)),
+        digest(versions.kubernetes, versions.flux, CONTROLLERS),
+    )
+    report = check(options).report
+    errors = [f for f in report.findings if f.severity is Severity.ERROR]
+    if errors:
+        lines = "\n".join(f"    {f.place}: {f.subject + ': ' if f.subject else ''}{f.message}" for f in errors)
         raise LabError(
-            f"{len(findings)} of the manifests' checks failed; the cluster was not touched by them.",
-            "mend these files",
+            f"{len(errors)} of the manifests' checks failed; the cluster was not touched by them.",
+            "mend these files; `make kustomize-check` says how",
             lines,
         )
-    return Outcome(False, f"{len(folders)} kustomizations build and are valid")
+    built = sum(r.built for r in report.rows)
+    return Outcome(False, f"{built} kustomizations build and are valid")
 
 
-def build_all(folders: Sequence[Path], kustomize: Path, output: Path) -> list[Finding]:
-    """Build kustomizations side by side, each into a file of the output folder, and return what failed."""
-
-    def build(folder: Path) -> Finding | None:
-        name = _relative(folder)
-        try:
-            done = run([kustomize, "build", folder], timeout_s=BUILD_TIMEOUT_S)
-        except CommandError as error:
-            return Finding(name, error.output.strip().replace(str(ROOT) + os.sep, "") or error.what)
-        (output / f"{name.replace('/', '__')}.yaml").write_text(done.stdout)
-        return None
-
-    with ThreadPoolExecutor(os.cpu_count(), "kustomize") as pool:
-        return [finding for finding in pool.map(build, folders) if finding]
-
-
-def validate_files(files: Sequence[Path], kubeconform: Path, schemas: Path) -> list[Finding]:
-    """Validate rendered files strictly; a kind without a schema is a finding, not a skip."""
-    template = f"{schemas}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
-    done = run(
-        [
-            kubeconform, "-strict", "-output", "json", "-schema-location", template,
-            # A CRD describes itself: kubeconform has no schema for it, and the API server checks it when it is applied.
-            "-skip", "CustomResourceDefinition", *files,
-        ],
-        timeout_s=60,
-        check=False,
-    )  # fmt: skip
-    try:
-        resources = json.loads(done.stdout)["resources"]
-    except (ValueError, KeyError):
-        raise CommandError(done.args, done.exit_code, done.stdout + done.stderr, "printed no result") from None
-    return [
-        Finding(
-            Path(r["filename"]).stem.replace("__", "/"),
-            f"{r.get('kind', '?')}/{r.get('name', '?')}: {r.get('msg', r['status'])}",
-        )
-        for r in resources or []
-    ]
-
-
-def definition_files(settings: Settings, versions: Versions, tools_dir: Path, root: Path) -> list[Path]:
-    """Return the files that hold CRDs: the tree's own, and Flux's as its own tool prints them."""
-    crds = [p for p in root.rglob("*.yaml") if "kind: CustomResourceDefinition" in p.read_text()]
+def flux_definitions(settings: Settings, versions: Versions, tools_dir: Path) -> Path:
+    """Return the file with Flux's own definitions, as its tool prints them."""
     cache = Cache(settings.cache_dir)
 
     def export(folder: Path) -> None:
@@ -116,8 +62,4 @@ def definition_files(settings: Settings, versions: Versions, tools_dir: Path, ro
         (folder / "flux.yaml").write_text(done.stdout)
 
     entry, _ = cache.ensure("flux-manifests", digest_of(versions.flux, CONTROLLERS), export)
-    return [*crds, entry / "flux.yaml"]
-
-
-def _relative(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+    return entry / "flux.yaml"

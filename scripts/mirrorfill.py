@@ -14,7 +14,7 @@ from pathlib import Path
 
 from scripts import console, mirror_pull, mirrorset, pins, provide, sourcebuild, sourcemirror
 from scripts.cache import Cache, digest_of, lock, write_atomically
-from scripts.downloads import find_sha256
+from scripts.downloads import find_sha256, programs_of
 from scripts.hostfacts import current_platform
 from scripts.mirror_options import MirrorOptions
 from scripts.mirrorset import ReleaseFile
@@ -73,10 +73,10 @@ def _fetch(target: Target, versions: Versions, file: ReleaseFile, published: dic
         published[file.url] = target.fetch_file(file, "").read_text(errors="replace")
         return
     sums = published.get(versions.tools[file.tool].checksums_url_for(file.platform), "")
-    sha256 = file.sha256 or find_sha256(sums, Path(file.path).name)
-    if not sha256:
+    digest = file.digest or find_sha256(sums, Path(file.path).name)
+    if not digest:
         raise DownloadError(f"No checksum is known of {file.path}.", f"mend tools.{file.tool} in versions.yaml")
-    target.fetch_file(file, sha256)
+    target.fetch_file(file, digest)
 
 
 def _build_git_server(target: Target, versions: Versions, pinned: Versions, image: Image) -> None:
@@ -119,15 +119,15 @@ def _push_built(target: Target, entry: SourceImage, known: _Known) -> None:
 
 
 def _keep_built(target: Target, versions: Versions, name: str, platform: str, built: SourceSet, known: _Known) -> None:
-    module, binary = provide.TOOL_BINARIES[name]
     tool = versions.tools[name]
+    programs = {member: provide.TOOL_BINARIES[program] for program, member in programs_of(name, tool).items()}
     file, *checksums = mirrorset.release_files(replace(versions, tools={name: tool}), (platform,))
-    key = digest_of(built.keys[module], binary, tool.member)
+    key = digest_of({member: (built.keys[module], binary) for member, (module, binary) in programs.items()})
     path = target.options.files / file.path
     if path.is_file() and sha256_of(path) == known.get(key):
         target.keep_file(file, None)
     else:
-        target.keep_file(file, sourcemirror.release_file(tool, built.binary(module, binary)))
+        target.keep_file(file, sourcemirror.release_file({m: built.binary(*origin) for m, origin in programs.items()}))
         known.put(key, sha256_of(path))
     for sums in checksums:
         target.keep_file(sums, sourcemirror.checksums_of({path.name: known.get(key)}).encode())

@@ -18,12 +18,12 @@ _EDGE_IMAGES = ("envoy-gateway", "envoy")
 
 @dataclass(frozen=True)
 class ReleaseFile:
-    """One file by its upstream address: a release file, whose sum is pinned, or a publisher's checksum file."""
+    """One file by its upstream address: a release file, whose digest is pinned, or a publisher's checksum file."""
 
     tool: str
     platform: str
     url: str
-    sha256: str = ""
+    digest: str = ""
     is_checksums: bool = False
 
     @property
@@ -60,7 +60,7 @@ def release_files(versions: Versions, platforms: Iterable[str] = PLATFORMS) -> l
     for name, tool in versions.tools.items():
         for platform in chosen:
             url = tool.url_for(platform)
-            files[url] = ReleaseFile(name, platform, url, tool.sha256.get(platform, ""))
+            files[url] = ReleaseFile(name, platform, url, tool.pinned(platform))
             sums = tool.checksums_url_for(platform)
             if sums:
                 files.setdefault(sums, ReleaseFile(name, platform, sums, is_checksums=True))

@@ -14,6 +14,7 @@ import requests
 
 from scripts import console, mirrors, pins
 from scripts.credentials import credentials_for
+from scripts.downloads import digest_like
 from scripts.errors import LabError
 from scripts.mirror_options import MirrorOptions, require_mirror
 from scripts.mirrors import ImageMirror
@@ -114,23 +115,23 @@ class Target:
             self.tally.sent_bytes += len(data)
         self._upload(file, path)
 
-    def fetch_file(self, file: ReleaseFile, sha256: str) -> Path:
+    def fetch_file(self, file: ReleaseFile, digest: str) -> Path:
         """Bring a file of a publisher into the folder, checked; what is there and right is left alone."""
         path = self.options.files / file.path
-        if path.is_file() and (not sha256 or sha256_of(path) == sha256) and not file.is_checksums:
+        if path.is_file() and (not digest or digest_like(path, digest) == digest) and not file.is_checksums:
             self.tally.found += 1
         else:
             part = self._partial / f"file-{file.tool}-{file.platform.replace('/', '-')}-{path.name}"
             if file.is_checksums:
                 part.unlink(missing_ok=True)  # a publisher may add to it: never the end of an older one
             Transfer(f"{file.tool} {file.platform}", file.url, part, self.limits, tls_only=file.is_checksums).run()
-            got = sha256_of(part)
-            if sha256 and got != sha256:
+            got = digest_like(part, digest)
+            if digest and got != digest:
                 part.unlink()
                 raise DownloadError(
                     f"{file.tool} for {file.platform}: the downloaded file has the wrong checksum and was thrown away.",
                     "run again; if it stays so, a proxy alters the file, or the pin is wrong",
-                    f"    expected {sha256}\n    got      {got}",
+                    f"    expected {digest}\n    got      {got}",
                 )
             path.parent.mkdir(parents=True, exist_ok=True)
             self.tally.sent_bytes += part.stat().st_size

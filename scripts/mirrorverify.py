@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from scripts import console, mirrorset, pins
-from scripts.downloads import find_sha256
+from scripts.downloads import digest_like, find_sha256
 from scripts.errors import LabError
 from scripts.hostfacts import current_platform
 from scripts.mirror_options import MirrorOptions
 from scripts.mirrors import ImageMirror, download_bases, download_credentials
 from scripts.mirrorset import ReleaseFile
-from scripts.mirrortarget import mirror_of, sha256_of
+from scripts.mirrortarget import mirror_of
 from scripts.registry_client import RegistryClient
 from scripts.registry_errors import MissingError, RegistryError
 from scripts.settings import Settings
@@ -75,14 +75,15 @@ class Verify:
             if file.is_checksums:
                 sums[file.url] = path.read_text(errors="replace")
                 return
-            got = sha256_of(path)
-        published = sums.get(self.versions.tools[file.tool].checksums_url_for(file.platform), "")
-        named = find_sha256(published, Path(file.path).name)
-        if not (file.sha256 or named):
+            published = sums.get(self.versions.tools[file.tool].checksums_url_for(file.platform), "")
+            named = find_sha256(published, Path(file.path).name)
+            known = [(d, by) for d, by in ((file.digest, "the pin"), (named, "the checksum file beside it")) if d]
+            got = [digest_like(path, expected) for expected, _ in known]
+        if not known:
             raise LabError(f"{file.path}: no checksum is known of it.")
-        for expected, by in ((file.sha256, "the pin"), (named, "the checksum file beside it")):
-            if expected and expected != got:
-                raise LabError(f"{file.path}: its sum is {got}, by {by} it is {expected}.")
+        for (expected, by), found in zip(known, got, strict=True):
+            if expected != found:
+                raise LabError(f"{file.path}: its sum is {found}, by {by} it is {expected}.")
 
     def _brought(self, file: ReleaseFile, scratch: Path) -> Path:
         base = self.settings.download_mirror

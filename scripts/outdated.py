@@ -106,10 +106,10 @@ def _images(settings: Settings, versions: Versions) -> list[Found]:
 def _tool(settings: Settings, name: str, tool: Tool) -> Found:
     parts = urlsplit(tool.url)
     base = settings.download_mirror or f"{parts.scheme}://{parts.netloc}"
-    owner = re.match(r"(/[^/]+/[^/]+)/releases/download/", parts.path)
+    owner = re.match(r"(/[^/]+/[^/]+)/releases/download/([^/]*)", parts.path)
     try:
         if owner:
-            shown = _tail(_redirect(settings, f"{base}{owner[1]}/releases/latest"), tool.version)
+            shown = _tail(_redirect(settings, f"{base}{owner[1]}/releases/latest"), unquote(owner[2]))
         else:
             shown = _text(settings, f"{base}{KUBERNETES_STABLE}")
     except (requests.RequestException, LabError) as error:
@@ -118,10 +118,13 @@ def _tool(settings: Settings, name: str, tool: Tool) -> Found:
     return Found("tool", name, tool.version, newest_like(tool.version, [shown]))
 
 
-def _tail(location: str, pinned: str) -> str:
-    """Return the version at the end of a release's address, written as the pinned one."""
-    version = unquote(urlsplit(location).path).rpartition("/")[2]
-    return version if pinned.startswith("v") else version.removeprefix("v")
+def _tail(location: str, tag: str) -> str:
+    """Return the version in a release's address; `tag` is how this tool's tags are written, as in v{version}."""
+    before, _, after = tag.partition("{version}")
+    found = unquote(urlsplit(location).path).partition("/releases/tag/")[2]
+    if not (found.startswith(before) and found.endswith(after)):
+        raise LabError(f"the latest release there is {found}, which is another tool's")
+    return found.removeprefix(before).removesuffix(after)
 
 
 def _redirect(settings: Settings, url: str) -> str:
@@ -151,7 +154,7 @@ def _get(settings: Settings, url: str, read: Callable[[requests.Response], str],
 def _modules(modules: Mapping[str, GoModule], source_dir: Path = SOURCE_DIR) -> list[Found]:
     pinned: dict[str, str] = {}
     for name, module in modules.items():
-        locked = (source_dir / name / "go.mod").read_text()
+        locked = (source_dir / (module.lock or name) / "go.mod").read_text()
         for entry in (*module.packages, *filter(None, [module.module])):
             package, _, version = entry.partition("@")
             pinned[module_of(package, locked)] = version

@@ -7,7 +7,7 @@ not the publishers') counts before versions.yaml; who names it says so on purpos
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,8 +52,23 @@ def _with_own_lock(versions: Versions, locked: Locked) -> Versions:
     for name, tool in versions.tools.items():
         known = locked.tools.get(name)
         same = known is not None and known.version == tool.version
-        tools[name] = replace(tool, sha256={**tool.sha256, **known.sha256}) if known and same else tool
+        tools[name] = _held_to(tool, known.digests) if known and same else tool
     return replace(versions, images=images, tools=tools)
+
+
+def _held_to(tool: Tool, digests: Mapping[str, str]) -> Tool:
+    """Return a tool with other digests for some platforms, in whichever form they are."""
+    sha256 = {p: d for p, d in tool.sha256.items() if p not in digests} | {
+        p: d for p, d in digests.items() if len(d) == 64
+    }
+    sha512 = {p: d for p, d in tool.sha512.items() if p not in digests} | {
+        p: d for p, d in digests.items() if len(d) == 128
+    }
+    return replace(tool, sha256=sha256, sha512=sha512)
+
+
+def _pinned(tool: Tool) -> dict[str, str]:
+    return {platform: tool.pinned(platform) for platform in PLATFORMS if tool.pinned(platform)}
 
 
 def _require_agreement(versions: Versions, locked: Locked, path: Path) -> None:
@@ -62,7 +77,7 @@ def _require_agreement(versions: Versions, locked: Locked, path: Path) -> None:
     for name, tool in versions.tools.items():
         known = locked.tools.get(name)
         if known and known.version == tool.version:
-            wrong += [f"{name} {p}" for p, s in tool.sha256.items() if known.sha256.get(p, s) != s]
+            wrong += [f"{name} {p}" for p, d in _pinned(tool).items() if known.digests.get(p, d) != d]
     wrong += [
         i.tagged for i in versions.images.values() if i.digest and locked.images.get(i.tagged, i.digest) != i.digest
     ]
@@ -91,8 +106,8 @@ def lock_pins(
         )
     images = [*versions.images.values(), *extra]
     for name, tool in versions.tools.items():
-        for platform, sha256 in _sums(settings, versions, name, tool, own, limits).items():
-            file.record_tool(name, tool.version, platform, sha256, force=force)
+        for platform, digest in _digests(settings, versions, name, tool, own, limits).items():
+            file.record_tool(name, tool.version, platform, digest, force=force)
     for image in images:
         digest = image.digest if image.digest and not own else _look_up(settings, versions, image, limits)
         if digest:
@@ -101,11 +116,11 @@ def lock_pins(
     _say(file.path, before, file.read())
 
 
-def _sums(
+def _digests(
     settings: Settings, versions: Versions, name: str, tool: Tool, own: bool, limits: Limits | None
 ) -> dict[str, str]:
-    """Return a tool's SHA-256 per platform: as pinned, else (or for a lock of one's own) as published."""
-    sums = {} if own else dict(tool.sha256)
+    """Return a tool's digest per platform: as pinned, else (or for a lock of one's own) as published."""
+    sums = {} if own else _pinned(tool)
     if own and not settings.download_mirror:
         return sums
     silent = []
@@ -113,7 +128,7 @@ def _sums(
         if platform in sums:
             continue
         try:
-            sums[platform] = downloader(settings, versions, platform, limits).published_sha256(name, tool).sha256
+            sums[platform] = downloader(settings, versions, platform, limits).published_digest(name, tool).digest
         except NotFoundError:
             silent.append(platform)
         except DownloadError as error:
@@ -179,7 +194,7 @@ def _say(path: Path, before: Locked, after: Locked) -> None:
 
 
 def _flat(locked: Locked) -> dict[str, str]:
-    sums = {f"{n} {t.version} {p}": s for n, t in locked.tools.items() for p, s in t.sha256.items()}
+    sums = {f"{n} {t.version} {p}": s for n, t in locked.tools.items() for p, s in t.digests.items()}
     return {**sums, **locked.images}
 
 

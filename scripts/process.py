@@ -217,3 +217,70 @@ def _ask_to_end(process: subprocess.Popen[str], grace_s: float) -> None:
     with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=grace_s)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Commands whose output flows from one to the next; `lines` is what the last one prints, as it prints it."""
+
+    processes: tuple[subprocess.Popen[str], ...]
+    lines: IO[str]
+    errors: IO[str]
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes' ids."""
+        return tuple(p.pid for p in self.processes)
+
+    def interrupt(self) -> None:
+        """Ask the first command to end as Ctrl-C would; the others end with their input."""
+        if self.processes[0].poll() is None:
+            self.processes[0].send_signal(signal.SIGINT)
+
+    def failure(self, timeout_s: float) -> str:
+        """Wait until all have ended and return what the first that failed said, or ""."""
+        failed = [p for p in self.processes if p.wait(timeout_s) != 0]
+        self.errors.seek(0)
+        said = self.errors.read().strip()
+        return f"exit code {failed[0].returncode}: {said or 'without a word'}" if failed else ""
+
+    def close(self) -> None:
+        """End whatever still runs, and let go of its output."""
+        for process in self.processes:
+            kill_group(process)
+        self.lines.close()
+        self.errors.close()
+
+
+def start_pipeline(*commands: Sequence[str | Path]) -> Pipeline:
+    """Start commands, each reading what the one before it prints; the caller closes the pipeline."""
+    errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (the pipeline's, until it is closed)
+    processes: list[subprocess.Popen[str]] = []
+    source: IO[str] | int = subprocess.DEVNULL
+    for command in commands:
+        argv = [str(a) for a in command]
+        console.debug(f"$ {printable(argv)} |")
+        try:
+            if not shutil.which(argv[0]):
+                raise FileNotFoundError(2, "there is no such program")
+            process = subprocess.Popen(
+                [*_die_with_parent(), *argv],
+                stdin=source,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        except OSError as error:
+            for started in processes:
+                kill_group(started)
+            errors.close()
+            raise CommandError(argv, None, "", f"could not be started: {error.strerror}") from None
+        if not isinstance(source, int):
+            source.close()  # the reader's end belongs to the reader: the writer must see it when the reader dies
+        assert process.stdout is not None
+        source = process.stdout
+        processes.append(process)
+    assert not isinstance(source, int)
+    return Pipeline(tuple(processes), source, errors)

@@ -18,6 +18,7 @@ from scripts import console, images, mirror_pull, pins, sourcebuild
 from scripts.cache import Cache, lock
 from scripts.engine import apt_install, is_root
 from scripts.errors import LabError
+from scripts.fluxcli import build_flux_cli
 from scripts.gobuild import build_module
 from scripts.hostfacts import current_platform
 from scripts.mirrors import ImageMirror
@@ -29,7 +30,7 @@ from scripts.versions import Versions
 
 PROBE_URL = "https://registry.k8s.io/v2/"
 PROBE_TIMEOUT_S = 3.0
-TOOLS = ("kind", "kubectl", "kustomize", "kubeconform", "flux", "vegeta")
+TOOLS = ("kind", "kubectl", "kustomize", "kubeconform", "flux", "vegeta", "kube-apiserver")
 # In source mode: where each tool comes from.
 TOOL_BINARIES = {
     "kind": ("kind", "kind"),
@@ -38,9 +39,13 @@ TOOL_BINARIES = {
     "kubeconform": ("kubeconform", "kubeconform"),
     "flux": ("flux-cli", "flux"),
     "vegeta": ("vegeta", "vegeta"),
+    "kube-apiserver": ("kubernetes", "kubernetes"),
+    "etcd": ("etcd", "etcd"),
 }
 # What the engine itself runs or builds on, besides the Git server; nodes pull the rest.
 ENGINE_IMAGES = ("node", "registry", "python")
+# What the manifests' dry run needs: taken where it is there, not built for it alone.
+DRY_RUN_TOOLS = ("kube-apiserver", "etcd")
 _SOURCE_PROGRAMS = {"mmdebstrap": "mmdebstrap", "gcc": "gcc"}
 _SOURCE_PACKAGES = ("mmdebstrap", "gcc", "libc6-dev")
 
@@ -111,21 +116,33 @@ def _ensure_tools(settings: Settings, versions: Versions, names: Iterable[str]) 
 
 def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path) -> Outcome:
     """Make the tools of the manifest tests be there; needs no container engine."""
-    names = ("kustomize", "kubeconform")
+    names = ("kustomize", "kubeconform", "flux")
     source, why = choose_source(settings)
     if source is ImageSource.REGISTRY:
-        return _ensure_tools(settings, pins.effective(settings, versions), names)
+        return _ensure_tools(settings, pins.effective(settings, versions), (*names, "kube-apiserver"))
     cache = Cache(settings.cache_dir)
     built = False
     with lock(settings.cache_dir / "locks" / "source-build.lock", "building the tools and images from source"):
         keys = sourcebuild.expected_entries(versions)
         for name in names:
-            folder = cache.find(name, keys[name])
+            module, binary = TOOL_BINARIES[name]
+            folder = cache.find(module, keys[module])
             if not folder:
                 console.line(f"building {name} from source: {why}")
                 go = ensure_go(cache, versions.go.version, versions.go.bootstrap)
-                folder, built = build_module(cache, go, name, versions.modules[name], log_dir)
-            _link(folder / name, settings.tools_dir / name)
+                if name == "flux":
+                    folder, built = build_flux_cli(cache, go, versions, settings.tools_dir / "kustomize", log_dir)
+                else:
+                    folder, built = build_module(cache, go, module, versions.modules[module], log_dir)
+            _link(folder / binary, settings.tools_dir / name)
+        for name in DRY_RUN_TOOLS:
+            module, binary = TOOL_BINARIES[name]
+            folder = cache.find(module, keys[module])
+            if folder:
+                _link(folder / binary, settings.tools_dir / name)
+            else:
+                # One of another version would judge by other rules.
+                (settings.tools_dir / name).unlink(missing_ok=True)
     return Outcome(built, f"{', '.join(names)} {'built' if built else 'found'}")
 
 

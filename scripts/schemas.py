@@ -1,63 +1,149 @@
-"""JSON schemas on disk for kubeconform: Kubernetes' own from a Python package, and those of CRDs in files.
+"""JSON schemas on disk for kubeconform: Kubernetes' own from a Python package, and those of CRDs.
 
-Nothing is downloaded at check time. A folder of schemas is a cache entry keyed by what it was made from.
+Nothing is downloaded at check time, and only the schemas of kinds that are used are made: one file per kind, with what it
+refers to inside, so that kubeconform reads little. File names fit kubeconform's template `TEMPLATE`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from scripts.cache import Cache, digest_of
 from scripts.errors import LabError
 
-_REVISION = 1
+TEMPLATE = "{{.Group}}_{{.ResourceKind}}_{{.ResourceAPIVersion}}.json"
+_REFERENCE = re.compile(r"^(?:/api/_definitions\.json)?#/\$defs/")
+# As kustomize and `flux install` print a CRD: good enough to know which one to read, which is then read properly.
+_GROUP = re.compile(r"^  group: [\"']?([\w.-]+)", re.MULTILINE)
+_DESCRIPTION = re.compile(r"^( *)description: \S.*\n(?:\1 +.*\n|\n)*", re.MULTILINE)
+_KIND = re.compile(r"^  names:\n(?:    .*\n)*?    kind: [\"']?(\w+)", re.MULTILINE)
 
 
-def ensure_schemas(cache: Cache, kubernetes: str, definitions: Iterable[Path]) -> Path:
-    """Return a folder of schemas for a Kubernetes version and the CRDs in the given files.
+@dataclass(frozen=True)
+class ObjectKind:
+    """A kind in one version of its group."""
 
-    File names fit kubeconform's template `{{.ResourceKind}}{{.KindSuffix}}.json`.
-    """
-    files = sorted(definitions)
-    key = digest_of(_REVISION, kubernetes, _package_version(), [f.read_text() for f in files])
+    group: str
+    version: str
+    kind: str
 
-    def build(folder: Path) -> None:
-        for path in _core_folder(kubernetes).glob("*.json"):
-            schema = json.loads(path.read_text())
+    @property
+    def file_name(self) -> str:
+        """The schema's file as kubeconform asks for it: to it, the core group's name is its version."""
+        return f"{self.group or self.version}_{self.kind.lower()}_{self.version}.json"
+
+    @staticmethod
+    def of(api_version: str, kind: str) -> ObjectKind:
+        """Return the kind of an object."""
+        group, _, version = api_version.rpartition("/")
+        return ObjectKind(group, version, kind)
+
+
+class CoreSchemas:
+    """The schemas of Kubernetes' own kinds in one version, strict ones."""
+
+    def __init__(self, kubernetes: str) -> None:
+        import importlib.util
+
+        found = importlib.util.find_spec("kubernetes_validate")
+        package = Path(found.origin).parent if found and found.origin else Path()
+        self.folder = package / "kubernetes-json-schema" / f"{kubernetes}-local-strict"
+        if not self.folder.is_dir():
+            raise LabError(
+                f"The package kubernetes-validate has no schemas for {kubernetes}.",
+                "raise it in requirements.in and run `make lock`",
+            )
+
+    @cached_property
+    def _definitions(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "_definitions.json").read_text())["$defs"]
+        return found
+
+    def schema(self, kind: ObjectKind) -> dict[str, Any] | None:
+        """Return a kind's schema, all that it refers to inside; None for a kind that Kubernetes doesn't have."""
+        # The files are named by the group's first label, which other groups may share.
+        if kind.group and "." in kind.group and not kind.group.endswith(".k8s.io"):
+            return None
+        parts = [kind.kind.lower(), kind.group.partition(".")[0], kind.version]
+        path = self.folder / ("-".join(p for p in parts if p) + ".json")
+        if not path.is_file():
+            return None
+        schema: dict[str, Any] = json.loads(path.read_text())
+        versions = schema.get("properties", {}).get("apiVersion", {}).get("enum") or []
+        if versions and f"{kind.group}/{kind.version}".lstrip("/") not in versions:
+            return None
+        for field in ("$id", "$schema"):
             # As shipped, these send references to a web address.
-            schema.pop("$id", None)
-            schema.pop("$schema", None)
-            text = json.dumps(schema, separators=(",", ":")).replace('"/api/_definitions.json', '"_definitions.json')
-            (folder / path.name).write_text(text)
-        for file in files:
-            for name, schema in crd_schemas(yaml.load_all(file.read_text(), Loader=yaml.CSafeLoader)):
-                (folder / name).write_text(json.dumps(schema, separators=(",", ":")))
+            schema.pop(field, None)
+        needed: dict[str, Any] = {}
+        pending = list(_references(schema))
+        while pending:
+            name = pending.pop()
+            if name not in needed:
+                needed[name] = self._definitions[name]
+                pending.extend(_references(needed[name]))
+        whole = _local({**schema, "$defs": needed})
+        return dict(whole)
 
-    entry, _ = cache.ensure("schemas", key, build)
-    return entry
+
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        for key, value in schema.items():
+            if key == "$ref" and isinstance(value, str):
+                yield _REFERENCE.sub("", value)
+            else:
+                yield from _references(value)
+    elif isinstance(schema, list):
+        for item in schema:
+            yield from _references(item)
 
 
-def crd_schemas(documents: Iterable[Any]) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Yield file name and strict JSON schema of every served version of the CRDs among YAML documents."""
-    for document in documents:
-        if not isinstance(document, dict) or document.get("kind") != "CustomResourceDefinition":
-            continue
-        group = document["spec"]["group"]
-        kind = document["spec"]["names"]["kind"]
-        for version in document["spec"]["versions"]:
-            schema = version.get("schema", {}).get("openAPIV3Schema")
-            if schema and version.get("served", True):
-                strict = _strict(schema)
-                # Every object carries these, whether a definition spells them out or not.
-                strict.setdefault("properties", {}).update(
-                    {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
-                )
-                yield f"{kind}-{group.partition('.')[0]}-{version['name']}.json".lower(), strict
+def _local(schema: Any) -> Any:
+    """Return a schema with references to its own definitions, and without what only people read."""
+    if isinstance(schema, list):
+        return [_local(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: _REFERENCE.sub("#/$defs/", value) if key == "$ref" and isinstance(value, str) else _local(value)
+        for key, value in schema.items()
+        # A property of this name is a schema, not a text.
+        if not (key == "description" and isinstance(value, str))
+    }
+
+
+def without_descriptions(text: str) -> str:
+    """Return a CRD's text in the usual layout without what only people read: most of it.
+
+    A property of this name has nothing behind its colon, and one that begins a list's item has a dash before it.
+    """
+    return _DESCRIPTION.sub("", text)
+
+
+def defined_kind(text: str) -> tuple[str, str] | None:
+    """Return group and kind of what a CRD defines, from its text in the usual layout; None where it has another."""
+    group, kind = _GROUP.search(text), _KIND.search(text)
+    return (group.group(1), kind.group(1)) if group and kind else None
+
+
+def crd_schemas(definition: Mapping[str, Any]) -> Iterator[tuple[ObjectKind, dict[str, Any]]]:
+    """Yield kind and strict JSON schema of every served version of a CRD."""
+    spec = definition["spec"]
+    group, kind = spec["group"], spec["names"]["kind"]
+    for version in spec["versions"]:
+        schema = version.get("schema", {}).get("openAPIV3Schema")
+        if schema and version.get("served", True):
+            strict = _strict(schema)
+            # Every object carries these, whether a definition spells them out or not.
+            strict.setdefault("properties", {}).update(
+                {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
+            )
+            yield ObjectKind(group, version["name"], kind), strict
 
 
 def _strict(schema: Any) -> Any:
@@ -66,31 +152,17 @@ def _strict(schema: Any) -> Any:
         return [_strict(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    strict = {key: _strict(value) for key, value in schema.items()}
-    if strict.pop("x-kubernetes-int-or-string", False):
+    strict = {k: _strict(v) for k, v in schema.items() if not (k == "description" and isinstance(v, str))}
+    if strict.pop("x-kubernetes-int-or-string", False) is True:
         strict.pop("type", None)
         strict["anyOf"] = [{"type": "integer"}, {"type": "string"}]
     open_ended = strict.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in strict
+    if strict.get("x-kubernetes-embedded-resource") is True and isinstance(strict.get("properties"), dict):
+        strict["properties"].update(
+            {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
+        )
     if isinstance(strict.get("properties"), dict) and not open_ended:
         strict["additionalProperties"] = False
-    if strict.pop("nullable", False) and isinstance(strict.get("type"), str):
+    if strict.pop("nullable", False) is True and isinstance(strict.get("type"), str):
         strict["type"] = [strict["type"], "null"]
     return strict
-
-
-def _core_folder(kubernetes: str) -> Path:
-    import kubernetes_validate
-
-    folder = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema" / f"{kubernetes}-local-strict"
-    if not folder.is_dir():
-        raise LabError(
-            f"The package kubernetes-validate has no schemas for {kubernetes}.",
-            "raise it in requirements.in and run `make lock`",
-        )
-    return folder
-
-
-def _package_version() -> str:
-    from importlib.metadata import version
-
-    return version("kubernetes-validate")

@@ -23,6 +23,8 @@ FLUX_CD = ROOT / "flux-cd"
 KIND_DIR = ROOT / "kind"
 APP_DIR = ROOT / "app"
 OVERLAYS = FLUX_CD / "applications" / "mock-cluster-aka-namespaces"
+# The environments that the lab comes with, in the order of promotion. Which there are is asked of the tree: environments().
+OWN_ENVIRONMENTS = ("dev", "staging", "production")
 
 APP_NAME = "demo-app"
 APP_PORT = 8000
@@ -73,6 +75,15 @@ class Edge(StrEnum):
     NONE = "none"
 
 
+class Profile(StrEnum):
+    """How the load of `make hpa-demo` goes over time."""
+
+    CONSTANT = "constant"
+    RAMP = "ramp"
+    STEP = "step"
+    SPIKE = "spike"
+
+
 @dataclass(frozen=True)
 class Credentials:
     """A user and a password; the password is in no printed form."""
@@ -106,6 +117,8 @@ class Settings:
     download_mirror: str = ""
     mirror_ca: Path | None = None
     versions_lock: Path | None = None
+    tree: Path = FLUX_CD
+    dry_run: bool = True
     cache_dir: Path = Path.home() / ".cache" / "gitops-lab"
     state_root: Path = Path.home() / ".local" / "state" / "gitops-lab"
 
@@ -180,6 +193,23 @@ class Settings:
         return self.cache_dir / "tools"
 
 
+@dataclass(frozen=True)
+class HpaSettings:
+    """What `make hpa-demo` is asked for: at most one of rate and concurrency, 0 for what the autoscaler's size suggests."""
+
+    environment: str = "production"
+    duration_s: int = 120
+    rate: int = 0
+    concurrency: int = 0
+    profile: Profile = Profile.CONSTANT
+    wait_scale_in: bool = True
+
+
+# Shorter than 30 s no measurement reaches the autoscaler; longer than 15 min nobody watches.
+HPA_DURATION_S = (30, 900)
+HPA_RATE = (1, 2000)
+HPA_CONCURRENCY = (1, 40)
+
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _REMOTE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
 
@@ -228,6 +258,13 @@ def _git_url(environ: Mapping[str, str]) -> str:
             "take them out; give the token as GIT_TOKEN (and GIT_USERNAME)",
         )
     return text
+
+
+def _switch(environ: Mapping[str, str], variable: str, default: bool) -> bool:
+    text = environ.get(variable, "") or str(int(default))
+    if text not in ("0", "1"):
+        raise UsageError(f"{variable}={text} is neither yes nor no.", f"give {variable}=1 or {variable}=0")
+    return text == "1"
 
 
 def _choice(environ: Mapping[str, str], variable: str, kind: type[StrEnum], default: StrEnum) -> str:
@@ -335,19 +372,64 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         download_mirror=_download_mirror(env),
         mirror_ca=_file(env, "MIRROR_CA"),
         versions_lock=_path(env, "VERSIONS_LOCK"),
+        dry_run=_switch(env, "DRY_RUN", defaults.dry_run),
+        tree=Path(env.get("TREE", "") or FLUX_CD).expanduser(),
         cache_dir=cache,
         state_root=state,
     )
 
 
-def environments() -> list[str]:
-    """Return the environments of this tree: the folders that hold an overlay."""
-    return sorted((p.parent.name for p in OVERLAYS.glob("*/kustomization.yaml")), key=_environment_order)
+def load_hpa(environ: Mapping[str, str] | None = None) -> HpaSettings:
+    """Return what the environment asks `make hpa-demo` for; raises UsageError for a value that can't be used."""
+    env = os.environ if environ is None else environ
+    defaults = HpaSettings()
+    rate = _whole(env, "HPA_RATE", 0, HPA_RATE)
+    concurrency = _whole(env, "HPA_CONCURRENCY", 0, HPA_CONCURRENCY)
+    if rate and concurrency:
+        raise UsageError(
+            f"HPA_RATE={rate} and HPA_CONCURRENCY={concurrency} both set the load.", "give one of them, or neither"
+        )
+    wait = env.get("WAIT_SCALE_IN", "") or "1"
+    if wait not in ("0", "1"):
+        raise UsageError(
+            f"WAIT_SCALE_IN={wait} is not known.", "take 1 to wait for the scale-in, 0 to end with the load"
+        )
+    return HpaSettings(
+        environment=require_environment(env.get("ENV", "") or defaults.environment),
+        duration_s=_whole(env, "HPA_DURATION", defaults.duration_s, HPA_DURATION_S),
+        rate=rate,
+        concurrency=concurrency,
+        profile=Profile(_choice(env, "HPA_PROFILE", Profile, defaults.profile)),
+        wait_scale_in=wait == "1",
+    )
+
+
+def _whole(environ: Mapping[str, str], variable: str, default: int, bounds: tuple[int, int]) -> int:
+    text = environ.get(variable, "")
+    if not text:
+        return default
+    lowest, highest = bounds
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
+        raise UsageError(
+            f"{variable}={text} is not a whole number from {lowest} to {highest}.", f"{variable}={default or lowest}"
+        )
+    return int(text)
+
+
+def environments(overlays: Path | None = None) -> list[str]:
+    """Return the environments of this tree, or of another copy: the folders that hold an overlay."""
+    found = (overlays or OVERLAYS).glob("*/kustomization.yaml")
+    return sorted((p.parent.name for p in found), key=_environment_order)
 
 
 def _environment_order(name: str) -> tuple[int, str]:
-    known = ["dev", "staging", "production"]
-    return (known.index(name) if name in known else len(known), name)
+    own = OWN_ENVIRONMENTS
+    return (own.index(name) if name in own else len(own), name)
+
+
+def source_name(environment: str) -> str:
+    """Return the name of an environment's GitRepository."""
+    return f"{environment}-environment"
 
 
 def require_environment(name: str) -> str:

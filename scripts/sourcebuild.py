@@ -21,12 +21,13 @@ from scripts.cache import Cache, digest_of, lock
 from scripts.errors import LabError
 from scripts.fluxcli import build_flux_cli, flux_cli_key
 from scripts.gobuild import SOURCE_DIR, build_module, module_dir, module_key
-from scripts.process import run
+from scripts.process import run, spawn_daemon
 from scripts.toolchain import GoToolchain, ensure_go
 from scripts.versions import Versions
 
 # Wheels that images are made of, locked with hashes.
 WHEELS_LOCK = SOURCE_DIR / "wheels.lock"
+_TRASH = "trash-"
 
 # The longest builds first, so that the tail is short; everything that tests need on their own comes early.
 ORDER = (
@@ -76,6 +77,7 @@ def ensure_source_set(cache: Cache, versions: Versions, log_dir: Path) -> Source
     present = {name: cache.find(name, key) for name, key in keys.items()}
     missing = [name for name, found in present.items() if not found]
     if not missing:
+        _remove_trash(cache)
         return _result({k: v for k, v in present.items() if v}, keys, ())
     with lock(cache.root / "locks" / "source-build.lock", "building the tools and images from source"):
         return _build(cache, versions, keys, log_dir)
@@ -118,8 +120,23 @@ def _build(cache: Cache, versions: Versions, keys: dict[str, str], log_dir: Path
 
 
 def drop_build_caches(cache: Cache) -> None:
-    """Remove Go's module and build caches of this lab (up to 20 GB); the outputs stay."""
-    shutil.rmtree(cache.root / "work", ignore_errors=True)
+    """Remove Go's module and build caches of this lab (up to 20 GB); the outputs stay.
+
+    They are out of the way at once and removed beside what comes next: a million small files take minutes on a file
+    system that tells its disk of each (mounted with `discard`).
+    """
+    work = cache.root / "work"
+    if work.exists():
+        work.rename(cache.root / f"{_TRASH}{time.time_ns()}")
+    _remove_trash(cache)
+
+
+def _remove_trash(cache: Cache) -> None:
+    """Remove dropped build caches in the background; what a killed removal left is found by the next run."""
+    trash = sorted(cache.root.glob(f"{_TRASH}*"))
+    if trash:
+        remove = "import shutil, sys; [shutil.rmtree(path, ignore_errors=True) for path in sys.argv[1:]]"
+        spawn_daemon([sys.executable, "-c", remove, *trash], cache.root / "removal.log")
 
 
 def _result(found: dict[str, Path], keys: dict[str, str], built: tuple[str, ...]) -> SourceSet:

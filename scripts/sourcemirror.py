@@ -17,10 +17,10 @@ from scripts import images, mirrorset, nodeimage
 from scripts.cache import digest_of, digest_of_tree
 from scripts.errors import LabError
 from scripts.images import ComponentImage
-from scripts.ociimage import BuiltImage, FileInImage, ImageSpec, assemble, from_engine
+from scripts.ociimage import GZIP_LEVEL, BuiltImage, FileInImage, ImageSpec, assemble, from_engine
 from scripts.settings import KIND_DIR, ROOT
 from scripts.sourcebuild import SourceSet
-from scripts.versions import Image, Tool, Versions
+from scripts.versions import Image, Versions
 
 PATH = "PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 GIT_USER = 1001
@@ -113,16 +113,17 @@ def git_server_spec(source: SourceSet, architecture: str) -> ImageSpec:
     )
 
 
-def release_file(tool: Tool, binary: Path) -> bytes:
-    """Return a tool's release file as its publisher packs it: the program itself, or in an archive."""
-    if not tool.member:
-        return binary.read_bytes()
+def release_file(programs: Mapping[str, Path]) -> bytes:
+    """Return a tool's release file as its publisher packs it: the program itself (under no name), or an archive."""
+    if "" in programs:
+        return programs[""].read_bytes()
     packed = io.BytesIO()
-    with gzip.GzipFile("", "wb", 6, packed, mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as tar:
-        entry = tarfile.TarInfo(tool.member)
-        entry.size, entry.mode = binary.stat().st_size, 0o755
-        with binary.open("rb") as content:
-            tar.addfile(entry, content)
+    with gzip.GzipFile("", "wb", GZIP_LEVEL, packed, mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as tar:
+        for member, program in programs.items():
+            entry = tarfile.TarInfo(member)
+            entry.size, entry.mode = program.stat().st_size, 0o755
+            with program.open("rb") as content:
+                tar.addfile(entry, content)
     return packed.getvalue()
 
 

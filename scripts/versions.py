@@ -30,6 +30,7 @@ VERSIONS_FILE = ROOT / "versions.yaml"
 PLATFORMS = ("linux/amd64", "linux/arm64", "darwin/amd64", "darwin/arm64")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA512 = re.compile(r"[0-9a-f]{128}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _EMPTY: Mapping[str, str] = types.MappingProxyType({})
 
@@ -44,7 +45,11 @@ class Go:
 
 @dataclass(frozen=True)
 class GoModule:
-    """One wrapper module of source mode: what it requires and the binaries that come of it."""
+    """One thing that source mode builds from Go modules: what it requires and the binaries that come of it.
+
+    `lock` names the wrapper module (kind/source/<lock>) of those that share one, so that what they have in common is
+    compiled once; without it the wrapper is the module's own.
+    """
 
     binaries: Mapping[str, str]
     packages: tuple[str, ...] = ()
@@ -52,6 +57,7 @@ class GoModule:
     staging: str = ""
     replace: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     stamps: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    lock: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.packages) == bool(self.module):
@@ -83,21 +89,32 @@ class EnvoyWheel:
 
 @dataclass(frozen=True)
 class Tool:
-    """A release binary: where it is published for a platform, and its SHA-256 (of the file as published)."""
+    """A release binary: where it is published for a platform, and its SHA-256 (of the file as published).
+
+    Where the publisher gives a SHA-512 instead, that is pinned. `also` are other programs of the same archive.
+    """
 
     version: str
     url: str
     checksums: str = ""
     member: str = ""
     sha256: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    sha512: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    also: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
 
     def __post_init__(self) -> None:
-        for platform, digest in self.sha256.items():
-            if platform not in PLATFORMS:
-                raise ValueError(f"sha256: {platform} is no platform; known are {', '.join(PLATFORMS)}")
-            if not _SHA256.fullmatch(digest):
-                raise ValueError(f"sha256: {platform}: {digest} is not 64 hexadecimal digits")
-        missing = [p for p in PLATFORMS if p not in self.sha256]
+        for name, sums, pattern, digits in (
+            ("sha256", self.sha256, _SHA256, 64),
+            ("sha512", self.sha512, _SHA512, 128),
+        ):
+            for platform, digest in sums.items():
+                if platform not in PLATFORMS:
+                    raise ValueError(f"{name}: {platform} is no platform; known are {', '.join(PLATFORMS)}")
+                if not pattern.fullmatch(digest):
+                    raise ValueError(f"{name}: {platform}: {digest} is not {digits} hexadecimal digits")
+        if self.also and not self.member:
+            raise ValueError("`also` names programs of an archive, so `member` has to name one too")
+        missing = [p for p in PLATFORMS if not self.pinned(p)]
         if missing and not self.checksums:
             raise ValueError(f"has no sha256 for {', '.join(missing)} and no `checksums` to verify by")
         for template in (self.url, self.checksums):
@@ -107,6 +124,10 @@ class Tool:
                 raise ValueError(
                     f"{template}: only {{version}}, {{number}}, {{os}} and {{arch}} can stand in it"
                 ) from None
+
+    def pinned(self, platform: str) -> str:
+        """Return the digest that is pinned for a platform, or nothing."""
+        return self.sha256.get(platform) or self.sha512.get(platform, "")
 
     def url_for(self, platform: str) -> str:
         """Return the address of the release file for a platform (`os/arch`)."""

@@ -38,6 +38,16 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """What is wrong with how a file is written, apart from what it says."""
+
+    rule: str
+    message: str
+    mend: str
+    line: int = 0
+
+
+@dataclass(frozen=True)
 class Finding:
     """Something wrong with the manifests: which rule, where, what, and how to mend it."""
 
@@ -101,6 +111,20 @@ class Rendered:
 
 
 @dataclass(frozen=True)
+class Row:
+    """One line of the summary: a kustomization and what became of it."""
+
+    kustomization: str
+    # The Flux Kustomizations that apply it.
+    flux: tuple[str, ...] = ()
+    # Of what it is a part, where it is not built by itself; why it could not be built, where it could not.
+    note: str = ""
+    resources: int = 0
+    seconds: float = 0.0
+    built: bool = False
+
+
+@dataclass(frozen=True)
 class Report:
     """All that one run of the check found."""
 
@@ -109,6 +133,10 @@ class Report:
     findings: tuple[Finding, ...] = ()
     # Seconds by stage.
     seconds: Mapping[Stage, float] = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
+    # Seconds of the whole run, and whether everything in it was known from an earlier one.
+    total_s: float = 0.0
+    from_cache: bool = False
 
     @property
     def ok(self) -> bool:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from scripts import flux
 from scripts.settings import APP_NAME, Edge, environments
 
 PRIVILEGED = {
@@ -63,14 +64,17 @@ def may(kube, environment: str, verb: str, resource: str, name: str = "") -> boo
     return done.exit_code == 0
 
 
+def settings_of(kube, environment: str) -> tuple[str, str]:
+    """The names of the ConfigMap and the Secret that an environment's pods get."""
+    sources = flux.app_deployment(kube, environment)["spec"]["template"]["spec"]["containers"][0]["envFrom"]
+    config = next(s["configMapRef"]["name"] for s in sources if "configMapRef" in s)
+    secret = next(s["secretRef"]["name"] for s in sources if "secretRef" in s)
+    return config, secret
+
+
 @pytest.mark.parametrize("environment", environments())
 def test_the_service_account_may_read_its_own_objects_and_nothing_else(kube, environment):
-    pods = kube.call(
-        kube.core.list_namespaced_pod, environment, label_selector=f"app.kubernetes.io/name={APP_NAME}"
-    ).items
-    sources = pods[0].spec.containers[0].env_from
-    config = next(s.config_map_ref.name for s in sources if s.config_map_ref)
-    secret = next(s.secret_ref.name for s in sources if s.secret_ref)
+    config, secret = settings_of(kube, environment)
     assert may(kube, environment, "get", "configmaps", config)
     assert may(kube, environment, "get", "secrets", secret)
     for verb, resource, name in [
@@ -86,6 +90,50 @@ def test_the_service_account_may_read_its_own_objects_and_nothing_else(kube, env
         ("get", "nodes", ""),
     ]:
         assert not may(kube, environment, verb, resource, name), f"{verb} {resource} {name}"
+
+
+# What Kubernetes lets every service account do: ask what it may itself and who it is, and read public certificates.
+EVERYBODYS = {
+    ("authorization.k8s.io", "selfsubjectaccessreviews", "", "create"),
+    ("authorization.k8s.io", "selfsubjectrulesreviews", "", "create"),
+    ("authentication.k8s.io", "selfsubjectreviews", "", "create"),
+    *(("certificates.k8s.io", "clustertrustbundles", "", verb) for verb in ("get", "list", "watch")),
+}
+
+
+@pytest.mark.parametrize("environment", environments())
+def test_the_rules_of_the_service_account_are_these_and_no_other(kube, environment):
+    """The API server's own list of all it may, so that a right which no test thought of would show."""
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": environment},
+    }
+    done = kube.kubectl(
+        "create", "--raw", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", "--filename", "-",
+        "--as", f"system:serviceaccount:{environment}:{APP_NAME}", input_text=json.dumps(review),
+    )  # fmt: skip
+    found = {
+        (group, resource, name, verb)
+        for rule in json.loads(done.stdout)["status"]["resourceRules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for name in rule.get("resourceNames") or [""]
+        for verb in rule["verbs"]
+    }
+    config, secret = settings_of(kube, environment)
+    assert found == EVERYBODYS | {("", "configmaps", config, "get"), ("", "secrets", secret, "get")}
+
+
+def test_the_edge_does_not_show_the_control_endpoint(settings, edge):
+    if settings.edge is Edge.NONE:
+        pytest.fail("what the edge shows is seen on a lab with EDGE=envoy")
+    # Of dev, which follows main: the others have what was promoted to them.
+    assert edge("dev", "/work").status_code == 200
+    for path in ("/control/faults", "/control", "/no-such-page", "/metrics/x"):
+        answer = edge("dev", path)
+        # The edge's own 404 has no body; the application's would be JSON, and would have been asked.
+        assert (answer.status_code, answer.content) == (404, b"")
 
 
 def test_no_pod_of_an_environment_mounts_a_token(kube):

@@ -229,7 +229,7 @@ def test_a_lab_comes_up_from_the_mirror_alone(person, mirror):
     endpoints = person.make("test-endpoints")
     assert endpoints.code == 0, endpoints.output
     tools = person.home / ".cache" / "gitops-lab" / "tools"
-    assert {path.name for path in tools.iterdir() if not path.name.startswith(".")} == set(provide.TOOLS)
+    assert {path.name for path in tools.iterdir() if not path.name.startswith(".")} == set(provide.TOOL_BINARIES)
     assert not any(path.is_symlink() for path in tools.iterdir())
     entries = person.home / ".cache" / "gitops-lab" / "entries"
     assert not [e.name for e in entries.iterdir() if e.name.startswith(("kubernetes-", "rootfs-", "flux-9"))], (

@@ -9,7 +9,7 @@ import pytest
 
 from scripts import flux, load
 from scripts.git import environment_branch
-from scripts.settings import APP_NAME, Edge
+from scripts.settings import APP_NAME, EDGE_NAMESPACE, Edge
 from scripts.waiting import wait_for
 
 RATE = 60
@@ -154,3 +154,59 @@ def test_replicas_survive_a_reconcile_under_load(settings, kube, make):
         assert result.code == 0, result.output
         assert attack.is_running(), "the load ended before the reconcile did"
         assert replicas() >= before, "the reconcile put the replica count back"
+
+
+@pytest.mark.long
+def test_draining_devs_node_costs_only_the_time_its_new_pod_needs(settings, kube):
+    """Dev has one replica: its budget lets it go, and nothing serves until the next one is ready."""
+    (pod,) = kube.call(kube.core.list_namespaced_pod, "dev", label_selector=f"app.kubernetes.io/name={APP_NAME}").items
+    with load.attack(settings, "dev", PATH, RATE, LONGEST_S) as attack:
+        with drained(kube, pod.spec.node_name):
+            wait_for(
+                "dev's next pod is ready",
+                lambda: [] if ready_pods(kube, "dev") - {pod.metadata.name} else ["none yet"],
+                timeout_s=60,
+            )
+        result = attack.finish(after_s=ENOUGH_S)
+    (name,) = ready_pods(kube, "dev") - {pod.metadata.name}
+    new = kube.call(kube.core.read_namespaced_pod, name, "dev")
+    ready = next(c for c in new.status.conditions if c.type == "Ready").last_transition_time
+    needed_s = (ready - new.metadata.creation_timestamp).total_seconds()
+    assert result.requests >= 2000, result
+    assert set(result.statuses) <= {"200", "503"}, result
+    # The API server's times are whole seconds.
+    assert result.failed / RATE <= needed_s + 1, f"{result}; the new pod needed {needed_s:.0f} s"
+
+
+def proxies(kube) -> set[str]:
+    selector = "app.kubernetes.io/component=proxy"
+    return {
+        p.metadata.name for p in kube.call(kube.core.list_namespaced_pod, EDGE_NAMESPACE, label_selector=selector).items
+    }
+
+
+@pytest.mark.long
+def test_a_rollout_of_the_edge_itself_fails_no_request(settings, kube, clone):
+    before = proxies(kube)
+    clone.edit(
+        "flux-cd/infrastructure/_components/ingress-controllers/envoy-gateway.yaml",
+        "              cpu: 50m\n              memory: 64Mi",
+        "              cpu: 51m\n              memory: 64Mi",
+    )
+    commit = clone.commit("Test: another request of the proxy's")
+    with load.attack(settings, "production", PATH, RATE, LONGEST_S) as attack:
+        clone.push()
+        wait_for(
+            "the edge is Ready at the new commit",
+            lambda: flux.pending_kustomizations(kube, {"edge-sync": flux.Expected(commit)}),
+            timeout_s=120,
+        )
+
+        def pending() -> list[str]:
+            now = proxies(kube)
+            return [f"{name} is still there" for name in now & before] or ([] if now else ["no new proxy yet"])
+
+        # Its drain is part of what is measured: up to a minute.
+        wait_for("the old proxy is gone", pending, timeout_s=180)
+        result = attack.finish(after_s=ENOUGH_S)
+    require_no_failure(result, 2000)

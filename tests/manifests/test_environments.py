@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scripts import appimage, settings
+from scripts import appimage, endpoints, settings
 from scripts.settings import APP_DIR, APP_NAME, APP_PORT, EDGE_NAMESPACE, OVERLAYS, REGISTRY_IN_CLUSTER
 from tests.manifests.conftest import Build, Object, Tree
 from tests.manifests.paths import EDGE
@@ -230,6 +230,13 @@ def test_the_route_has_the_environments_host_name_and_hangs_on_the_edges_gateway
     assert selects(wanted, tree.one("Namespace")["metadata"]["labels"])
     ((backend,),) = (rule["backendRefs"] for rule in route["rules"])
     assert (backend["name"], backend["port"]) == (tree.one("Service")["metadata"]["name"], APP_PORT)
+
+
+def test_the_route_shows_what_is_meant_for_the_outside_and_not_the_control_endpoint(tree: Tree) -> None:
+    matches = [m for rule in tree.one("HTTPRoute")["spec"]["rules"] for m in rule["matches"]]
+    # Exact: a prefix would show whatever is added below it.
+    assert {m["path"]["type"] for m in matches} == {"Exact"}
+    assert sorted(m["path"]["value"] for m in matches) == sorted(["/", *endpoints.PATHS])
 
 
 def test_network_is_closed_but_for_what_is_named(tree: Tree) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import git, settings
+from scripts import flux, git, settings
 from scripts.settings import FLUX_CD, FLUX_NAMESPACE, MAIN_BRANCH
 from tests.manifests.conftest import Build, Object, Tree, load_all
 from tests.manifests.paths import APPLICATIONS, ROOTS
@@ -32,7 +32,26 @@ def seconds(duration: str) -> int:
 
 @pytest.fixture
 def sources(render: Callable[[Path], Tree]) -> dict[str, Object]:
-    return {o["metadata"]["name"]: o for o in render(FLUX_CD).all("GitRepository")}
+    found = [*render(FLUX_CD).all("GitRepository"), *render(APPLICATIONS).all("GitRepository")]
+    return {o["metadata"]["name"]: o for o in found}
+
+
+def test_the_missions_six_sources_stand_in_the_bootstrap(render: Callable[[Path], Tree]) -> None:
+    assert {o["metadata"]["name"] for o in render(FLUX_CD).all("GitRepository")} == set(SOURCES)
+
+
+def test_the_receiver_reaches_every_source_once(sources: dict[str, Object]) -> None:
+    objects = flux.receiver_objects(settings.Settings(), "a token", "")
+    (receiver,) = (o for o in objects if o["kind"] == "Receiver")
+    reached = [
+        name
+        for resource in receiver["spec"]["resources"]
+        for name, source in sources.items()
+        if resource["name"] == name
+        or (resource["name"] == "*" and resource["matchLabels"].items() <= source["metadata"].get("labels", {}).items())
+    ]
+    assert sorted(reached) == sorted(sources)
+    assert reached[0] == "dev-environment"
 
 
 @pytest.fixture
@@ -42,7 +61,13 @@ def syncs(render: Callable[[Path], Tree]) -> dict[str, Object]:
 
 
 def test_the_sources_follow_their_branches_of_the_labs_repository(sources: dict[str, Object]) -> None:
-    assert {name: o["spec"]["ref"] for name, o in sources.items()} == {n: {"branch": b} for n, b in SOURCES.items()}
+    added = {
+        settings.source_name(e): git.environment_branch(e)
+        for e in settings.environments()
+        if e not in settings.OWN_ENVIRONMENTS
+    }
+    assert {name: o["spec"]["ref"]["branch"] for name, o in sources.items()} == SOURCES | added
+    assert all(set(o["spec"]["ref"]) == {"branch"} for o in sources.values())
     assert {o["spec"]["url"] for o in sources.values()} == {settings.Settings().git_fetch_url}
     for o in sources.values():
         assert o["metadata"]["namespace"] == FLUX_NAMESPACE
@@ -90,8 +115,7 @@ def test_a_source_keeps_what_is_built_from_it(
 def test_each_environment_has_a_sync_with_health_checks_from_its_own_source(syncs: dict[str, Object]) -> None:
     for environment in settings.environments():
         spec = syncs[environment]["spec"]
-        if f"{environment}-environment" in SOURCES:  # one that is added later may follow another's source
-            assert spec["sourceRef"]["name"] == f"{environment}-environment"
+        assert spec["sourceRef"]["name"] == settings.source_name(environment)
         assert spec["path"].endswith(f"/{environment}")
         assert spec["wait"] is True
 

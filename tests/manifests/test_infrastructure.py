@@ -163,7 +163,7 @@ def test_the_controller_needs_no_webhook_and_no_lease(edge_config: dict[str, Any
 def test_the_certificates_job_is_named_by_its_version_and_runs_once(render: Callable[[Path], Tree]) -> None:
     job = render(EDGE).one("Job")
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert job["metadata"]["name"] == f"certgen-{container['image'].rpartition(':')[2]}"
+    assert job["metadata"]["name"] == f"certgen-{container['image'].rpartition(':')[2].replace('.', '-')}"
     assert "ttlSecondsAfterFinished" not in job["spec"]
 
 

@@ -18,6 +18,8 @@ from demo_app.settings import Settings
 from flask import Flask
 from flask.testing import FlaskClient
 
+from scripts.endpoints import PATHS
+
 TOKEN = "a-token-of-20-letters"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -199,6 +201,8 @@ def test_the_page_says_where_you_are_and_escapes_it() -> None:
         assert text in answer.text
     assert "<script>" not in answer.text
     assert "hello" not in answer.text
+    for path in PATHS:
+        assert f'<a href="{path}">' in answer.text
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nope", 404), ("PUT", "/work", 405)])

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from scripts.latency_bug import QUANTILES, SCENARIOS, app_buckets, fill, histogram_quantile, markdown, rows
+from scripts.latency_bug import (
+    EXACT,
+    PICTURE,
+    QUANTILES,
+    SCENARIOS,
+    app_buckets,
+    draw,
+    fill,
+    histogram_quantile,
+    markdown,
+    rows,
+    worked_example,
+)
+from scripts.settings import ROOT
+
+DOCUMENT = ROOT / "design-decisions.md"
 
 
 @pytest.mark.parametrize(
@@ -49,3 +66,28 @@ def test_the_table_is_the_same_for_the_same_seed() -> None:
     once, again = (markdown(rows(SCENARIOS[0], app_buckets(), seed=3)) for _ in range(2))
     assert once == again
     assert once.startswith("| workload |")
+
+
+def test_the_document_shows_the_scripts_numbers_and_picture() -> None:
+    text = DOCUMENT.read_text()
+    assert markdown([row for row in worked_example() if row.source != EXACT]) in text
+    assert f"]({PICTURE.relative_to(ROOT)})" in text
+
+
+def test_the_committed_picture_was_drawn_from_these_numbers() -> None:
+    with Image.open(PICTURE) as picture:
+        assert picture.text["Description"] == markdown(worked_example())  # type: ignore[attr-defined]
+
+
+def test_the_picture_has_a_bar_for_each_number_and_is_the_same_twice(tmp_path: Path) -> None:
+    table = worked_example()
+    draw(table, tmp_path / "one.png")
+    draw(table, tmp_path / "two.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    with Image.open(tmp_path / "one.png") as picture:
+        assert picture.size > (1000, 300)
+        colours = picture.convert("RGB").getcolors(maxcolors=1 << 20)
+    assert colours is not None
+    # Grey for the truth, green for right, red for the bug: all of them, and much of each.
+    by_colour = {colour: count for count, colour in colours}
+    assert all(by_colour[colour] > 2000 for colour in ((154, 164, 175), (26, 127, 55), (207, 34, 46)))

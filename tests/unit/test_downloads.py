@@ -463,11 +463,37 @@ def test_the_member_of_an_archive_is_taken_out(publisher: Publisher, downloader:
     downloader.ensure_tool("t", tool(archive, member="t"))
     assert (downloader.tools_dir / "t").read_bytes() == BODY
     manifest = json.loads((downloader.tools_dir / ".t.json").read_text())
-    assert manifest["published_sha256"] == sha(archive)
+    assert manifest["published_digest"] == sha(archive)
     assert manifest["installed_sha256"] == sha(BODY)
     publisher.requests.clear()
     assert not downloader.ensure_tool("t", tool(archive, member="t")).changed
     assert publisher.requests == []
+
+
+def test_an_archive_may_bring_several_programs_and_be_pinned_by_sha512(
+    publisher: Publisher, downloader: Downloader
+) -> None:
+    archive = tar_gz(bin__t=BODY, bin__u=b"the other")
+    publisher.files[PATH] = archive
+    sums = dict.fromkeys(PLATFORMS, hashlib.sha512(archive).hexdigest())
+    both = Tool("v1.2.3", HOST + "/{version}/t-{os}-{arch}", member="bin/t", sha512=sums, also={"u": "bin/u"})
+    assert downloader.ensure_tool("t", both).changed
+    assert [(downloader.tools_dir / n).read_bytes() for n in "tu"] == [BODY, b"the other"]
+    publisher.requests.clear()
+    assert not downloader.ensure_tool("t", both).changed
+    assert publisher.requests == []
+    # One of the two is gone: both come again.
+    (downloader.tools_dir / "u").unlink()
+    assert downloader.ensure_tool("t", both).changed
+    assert (downloader.tools_dir / "u").read_bytes() == b"the other"
+
+
+def test_a_file_with_another_sha512_is_thrown_away(publisher: Publisher, downloader: Downloader) -> None:
+    publisher.files[PATH] = BODY
+    wrong = Tool("v1.2.3", HOST + "/{version}/t-{os}-{arch}", sha512=dict.fromkeys(PLATFORMS, "0" * 128))
+    with pytest.raises(LabError, match="wrong checksum"):
+        downloader.ensure_tool("t", wrong)
+    assert not (downloader.tools_dir / "t").exists()
 
 
 def _archive_with(entry: tarfile.TarInfo, data: bytes = b"") -> bytes:

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from scripts import git
 from scripts.errors import LabError, UsageError
 from scripts.process import CommandError
-from scripts.settings import ROOT, Settings
+from scripts.settings import OWN_ENVIRONMENTS, ROOT, Settings
 
 
 class Repository:
@@ -41,6 +42,12 @@ def person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text("[user]\nname = A Person\nemail = person@example.com\n[init]\ndefaultBranch = main\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+
+
+@pytest.fixture(autouse=True)
+def three_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this tree has been given since."""
+    monkeypatch.setattr(git, "environments", lambda: list(OWN_ENVIRONMENTS))
 
 
 @pytest.fixture
@@ -296,6 +303,53 @@ def test_an_environment_that_was_promoted_is_not_moved(
     server.git("branch", "--delete", "--force", "env/production")
     assert "env/production" in git.ensure_environment_branches(settings, connected.root).what
     assert git.remote_branches(settings, connected.root) == {"main": new, "env/staging": old, "env/production": new}
+
+
+QA = "flux-cd/applications/mock-cluster-aka-namespaces/qa"
+
+
+def test_a_removed_environment_loses_its_branch_and_nothing_else_does(
+    connected: Repository, server: Repository, settings: Settings
+) -> None:
+    before = connected.commit(f"{QA}/kustomization.yaml")
+    git.push_main(settings, before, connected.root)
+    for branch in ("env/qa", "env/staging", "env/somebody-elses"):
+        server.git("branch", branch, before)
+    shutil.rmtree(connected.root / QA)
+    after = connected.commit("flux-cd/other")
+    outcome = git.push_main(settings, after, connected.root)
+    assert (outcome.changed, outcome.what) == (True, f"{after[:10]} pushed to main, env/qa removed")
+    left = {"main": after, "env/staging": before, "env/somebody-elses": before}
+    assert git.remote_branches(settings, connected.root) == left
+    assert git.push_main(settings, after, connected.root).changed is False
+
+
+def test_a_left_over_branch_without_its_environment_is_moved_to_main(
+    connected: Repository, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(git, "environments", lambda: ["dev", "qa"])
+    old = connected.git("rev-parse", "HEAD")
+    git.push(settings, f"{old}:refs/heads/env/qa", connected.root)
+    new = connected.commit(f"{QA}/kustomization.yaml")
+    git.push_main(settings, new, connected.root)
+    assert git.ensure_environment_branches(settings, connected.root).what == "env/qa created"
+    assert git.remote_branches(settings, connected.root)["env/qa"] == new
+    newer = connected.commit(f"{QA}/other.yaml")
+    git.push_main(settings, newer, connected.root)
+    assert git.ensure_environment_branches(settings, connected.root).changed is False
+
+
+def test_a_left_over_branch_with_commits_of_its_own_is_left_alone(
+    connected: Repository, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(git, "environments", lambda: ["dev", "qa"])
+    base = connected.git("rev-parse", "HEAD")
+    theirs = connected.commit("flux-cd/theirs")
+    git.push(settings, f"{theirs}:refs/heads/env/qa", connected.root)
+    connected.git("reset", "--quiet", "--hard", base)
+    git.push_main(settings, connected.commit(f"{QA}/kustomization.yaml"), connected.root)
+    assert git.ensure_environment_branches(settings, connected.root).changed is False
+    assert git.remote_branches(settings, connected.root)["env/qa"] == theirs
 
 
 def test_a_branch_can_be_made_at_a_commit_this_clone_has_not_fetched(

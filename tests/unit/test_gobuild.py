@@ -10,7 +10,7 @@ from scripts import cache as cache_module
 from scripts import gobuild, toolchain, versions
 from scripts.cache import Cache
 from scripts.errors import LabError
-from scripts.gobuild import SOURCE_DIR, build_module, module_dir, module_key
+from scripts.gobuild import SOURCE_DIR, build_module, lock_folder, module_dir, module_key
 from scripts.process import CommandError
 from scripts.toolchain import GoToolchain, ensure_go
 from scripts.versions import GoModule
@@ -18,6 +18,11 @@ from tests.unit.conftest import Programs
 
 PINS = versions.load()
 MODULES = sorted(PINS.modules)
+# Wrapper modules, each with what it locks.
+LOCKS = {
+    lock: [m for n, m in PINS.modules.items() if (m.lock or n) == lock]
+    for lock in sorted({m.lock or n for n, m in PINS.modules.items()})
+}
 
 
 # ---------------------------------------------------------------- kind/source/*/go.mod holds what versions.yaml says
@@ -56,7 +61,7 @@ def read_go_mod(text: str) -> GoMod:
 
 
 def locked(name: str) -> GoMod:
-    return read_go_mod((SOURCE_DIR / name / "go.mod").read_text())
+    return read_go_mod((lock_folder(name, PINS.modules[name]) / "go.mod").read_text())
 
 
 def module_of(package: str, requires: dict[str, str]) -> str:
@@ -66,13 +71,13 @@ def module_of(package: str, requires: dict[str, str]) -> str:
 
 
 def test_every_module_has_its_lock_and_every_lock_its_module() -> None:
-    assert sorted(path.name for path in SOURCE_DIR.iterdir() if path.is_dir()) == MODULES
+    assert sorted(path.name for path in SOURCE_DIR.iterdir() if path.is_dir()) == list(LOCKS)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_lock_requires_every_package_at_its_pinned_version(name: str) -> None:
     module, lock = PINS.modules[name], locked(name)
-    sums = (SOURCE_DIR / name / "go.sum").read_text()
+    sums = (lock_folder(name, module) / "go.sum").read_text()
     for pin in module.packages or (module.module,):
         path, _, version = pin.partition("@")
         holder = module_of(path, lock.requires)
@@ -82,26 +87,34 @@ def test_a_lock_requires_every_package_at_its_pinned_version(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_what_is_built_is_what_is_pinned(name: str) -> None:
-    module, lock = PINS.modules[name], locked(name)
-    assert lock.tools == {pin.partition("@")[0] for pin in module.packages}
+    module, folder = PINS.modules[name], lock_folder(name, PINS.modules[name])
     if module.packages:
-        assert set(module.binaries.values()) == lock.tools
-        assert not (SOURCE_DIR / name / "main.go").exists()
+        assert set(module.binaries.values()) == {pin.partition("@")[0] for pin in module.packages}
     else:
-        assert set(module.binaries.values()) == {"."}
-        assert (SOURCE_DIR / name / "main.go").is_file()
+        for package in module.binaries.values():
+            assert (folder / package / "main.go").is_file()
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_holds_the_tools_and_mains_that_are_built_from_it_and_no_other(lock: str) -> None:
+    found = read_go_mod((SOURCE_DIR / lock / "go.mod").read_text())
+    assert found.tools == {pin.partition("@")[0] for module in LOCKS[lock] for pin in module.packages}
+    mains = {path.parent.relative_to(SOURCE_DIR / lock) for path in (SOURCE_DIR / lock).rglob("*.go")}
+    assert mains == {Path(p) for module in LOCKS[lock] if module.module for p in module.binaries.values()}
+
+
+@pytest.mark.parametrize("name", LOCKS)
 def test_the_replace_lines_are_the_pinned_ones(name: str) -> None:
-    module, lock = PINS.modules[name], locked(name)
-    if module.staging:
-        assert set(lock.replaces.values()) == {(path, module.staging) for path in lock.replaces}
+    lock = read_go_mod((SOURCE_DIR / name / "go.mod").read_text())
+    staging = [module.staging for module in LOCKS[name] if module.staging]
+    if staging:
+        assert set(lock.replaces.values()) == {(path, *staging) for path in lock.replaces}
         unpublished = {path for path, version in lock.requires.items() if version == "v0.0.0"}
         assert unpublished <= set(lock.replaces)
         assert all(path.startswith("k8s.io/") for path in lock.replaces)
     else:
-        assert lock.replaces == {path: (path, version) for path, version in module.replace.items()}
+        pinned = {path: version for module in LOCKS[name] for path, version in module.replace.items()}
+        assert lock.replaces == {path: (path, version) for path, version in pinned.items()}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -21,7 +21,7 @@ from scripts.settings import ImageSource, Settings
 from scripts.sourcebuild import SourceSet
 from scripts.sourcemirror import SourceImage
 from scripts.transfer import Limits
-from scripts.versions import Image, Tool, Versions
+from scripts.versions import PLATFORMS, Image, Tool, Versions
 from tests.unit.fake_registry import FakeRegistry, digest
 
 FAST = Limits(connect_s=10, read_s=10, tries=2, backoff_s=0.001)
@@ -212,6 +212,19 @@ def test_an_altered_file_is_thrown_away(
         fill(settings, these, options, FAST)
     assert not (options.files / "files/acme/v1/t-linux-amd64").exists()
     assert not [p for p in (options.folder / "partial").iterdir() if "file-" in p.name]
+
+
+def test_a_file_pinned_by_sha512_is_brought_and_verified(
+    settings: Settings, these: Versions, options: MirrorOptions, upstream: FakeRegistry
+) -> None:
+    sums = dict.fromkeys(PLATFORMS, hashlib.sha512(TOOL).hexdigest())
+    tool = replace(these.tools["t"], checksums="", sha512=sums)
+    only = replace(these, tools={"t": tool})
+    fill(settings, only, options, FAST)
+    assert wrong(settings, only, options) == []
+    (options.files / "files/acme/v1/t-linux-amd64").write_bytes(TOOL[:-1])
+    (found,) = wrong(settings, only, options)
+    assert "by the pin it is" in found
 
 
 def test_a_file_that_its_publisher_does_not_list_is_refused(

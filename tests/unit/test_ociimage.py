@@ -15,7 +15,6 @@ from scripts.errors import LabError
 from scripts.ociimage import FileInImage, ImageSpec, assemble, from_engine
 from scripts.settings import KIND_DIR
 from scripts.sourcebuild import SourceSet
-from scripts.versions import Tool
 from tests.unit.conftest import Programs
 from tests.unit.fake_registry import digest
 
@@ -206,17 +205,21 @@ def test_the_git_server_is_what_its_dockerfile_describes(source: SourceSet) -> N
             assert file.executable == bool(file.content.stat().st_mode & 0o100), file.path
 
 
-@pytest.mark.parametrize("member", ["", "kustomize"])
-def test_a_release_file_is_packed_as_its_publisher_does(tmp_path: Path, member: str) -> None:
+def test_a_program_is_published_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"program")
-    data = sourcemirror.release_file(Tool("v1", "https://x/y", "https://x/z", member), tmp_path / "binary")
+    assert sourcemirror.release_file({"": tmp_path / "binary"}) == b"program"
+
+
+def test_an_archive_holds_every_program_under_its_published_name(tmp_path: Path) -> None:
+    members = ("controller-tools/envtest/kube-apiserver", "controller-tools/envtest/etcd")
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(f"program {name}".encode())
+    data = sourcemirror.release_file(dict(zip(members, (tmp_path / "a", tmp_path / "b"), strict=True)))
     (tmp_path / "file").write_bytes(data)
-    if member:
+    for member, content in zip(members, (b"program a", b"program b"), strict=True):
         with (tmp_path / "out").open("wb") as out:
-            _extract(tmp_path / "file", member, out, "kustomize")
-        assert (tmp_path / "out").read_bytes() == b"program"
-    else:
-        assert data == b"program"
+            _extract(tmp_path / "file", member, out, "tools")
+        assert (tmp_path / "out").read_bytes() == content
     text = sourcemirror.checksums_of({"y.tar.gz": hashlib.sha256(data).hexdigest()})
     assert find_sha256(text, "y.tar.gz") == hashlib.sha256(data).hexdigest()
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from scripts import outdated, versions
+from scripts.errors import LabError
 from scripts.outdated import Found, module_of, newest_like
 from scripts.settings import MirrorLayout, Settings
 from scripts.versions import Image, Tool
@@ -85,6 +86,20 @@ END""".replace("cat", "/bin/cat"))  # fmt: skip
     assert "not asked: kind: 127.0.0.1 answered 404" in out
 
 
-def test_a_release_is_read_from_where_latest_leads() -> None:
-    assert outdated._tail("https://github.com/o/r/releases/tag/v2.9.6", "2.9.4") == "2.9.6"
-    assert outdated._tail("https://github.com/o/r/releases/tag/kustomize%2Fv5.9.0", "v5.8.1") == "v5.9.0"
+@pytest.mark.parametrize(
+    ("tag", "latest", "found"),
+    [
+        ("v{version}", "v2.9.6", "2.9.6"),
+        ("{version}", "v0.34.0", "v0.34.0"),
+        ("kustomize/{version}", "kustomize%2Fv5.9.0", "v5.9.0"),
+        ("kustomize/{version}", "kyaml%2Fv0.21.0", None),
+        ("envtest-{version}", "v0.21.0", None),
+    ],
+)
+def test_a_release_is_read_from_where_latest_leads(tag: str, latest: str, found: str | None) -> None:
+    location = f"https://github.com/o/r/releases/tag/{latest}"
+    if found:
+        assert outdated._tail(location, tag) == found
+    else:
+        with pytest.raises(LabError, match="another tool's"):
+            outdated._tail(location, tag)

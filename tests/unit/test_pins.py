@@ -1,5 +1,6 @@
 """What a run holds to, and `make lock`, against a mirror on 127.0.0.1."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +70,7 @@ def test_pins_are_written_down_without_a_network(
     pins.lock_pins(settings, only, limits=FAST)
     found = file_of(settings).read()
     assert dict(found.images) == {NODE: f"sha256:{A}"}
-    assert dict(found.tools["pinned"].sha256) == dict.fromkeys(PLATFORMS, A)
+    assert dict(found.tools["pinned"].digests) == dict.fromkeys(PLATFORMS, A)
     assert f"{NODE}: new -> {A[:12]}" in capsys.readouterr().out
     pins.lock_pins(settings, only, limits=FAST)
     assert "5 digests, none changed" in capsys.readouterr().out
@@ -84,7 +85,7 @@ def test_what_is_not_pinned_is_looked_up_in_the_mirror(
     pins.lock_pins(mirrored, these, limits=FAST)
     found = file_of(mirrored).read()
     assert dict(found.images) == {NODE: f"sha256:{A}", OTHER: digest}, "a pin is not asked about"
-    assert dict(found.tools["open"].sha256) == {"linux/amd64": B, "darwin/arm64": C}
+    assert dict(found.tools["open"].digests) == {"linux/amd64": B, "darwin/arm64": C}
     assert "open v2: no checksum for linux/arm64, darwin/amd64" in capsys.readouterr().out
 
 
@@ -172,6 +173,22 @@ def test_a_lock_of_ones_own_counts_before_the_pins(
     with pytest.raises(LabError, match="changed under an unchanged version"):
         pins.lock_pins(own, these, limits=FAST)
     pins.lock_pins(own, these, limits=FAST, force=True)
+
+
+def test_a_file_without_a_publishers_checksum_is_locked_by_its_own(
+    these: Versions, own: Settings, registry: FakeRegistry
+) -> None:
+    pinned = Tool(
+        "v1", "https://publisher.invalid/acme/{version}/t-{os}-{arch}", sha512=dict.fromkeys(PLATFORMS, A * 2)
+    )
+    registry.files["/files/acme/v1/t-linux-amd64"] = b"archive"
+    only = replace(these, tools={"kube-apiserver": pinned})
+    pins.lock_pins(own, only, limits=FAST)
+    sha512 = hashlib.sha512(b"archive").hexdigest()
+    assert dict(file_of(own).read().tools["kube-apiserver"].digests) == {"linux/amd64": sha512}
+    found = pins.effective(own, only).tools["kube-apiserver"]
+    assert found.pinned("linux/amd64") == sha512
+    assert found.pinned("darwin/arm64") == A * 2
 
 
 def test_a_lock_of_ones_own_without_a_mirror_is_refused(these: Versions, settings: Settings, tmp_path: Path) -> None:

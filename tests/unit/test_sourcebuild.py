@@ -15,7 +15,7 @@ from scripts.settings import KIND_DIR
 from scripts.sourcebuild import ensure_source_set, expected_entries, is_warm
 from scripts.toolchain import GoToolchain
 from scripts.versions import Versions
-from tests.unit.conftest import Programs
+from tests.unit.conftest import Programs, Until
 
 PINS = versions.load()
 ROOTFS = {recipe.name for recipe in rootfs.ALL}
@@ -80,17 +80,18 @@ def test_a_changed_pin_changes_the_keys_of_what_is_made_of_it_and_no_other(pins:
     assert {name for name in before | after if before.get(name) != after.get(name)} == changed
 
 
-def test_a_changed_lock_changes_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_lock_changes_the_keys_of_what_it_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "source"
     shutil.copytree(KIND_DIR / "source", folder)
     monkeypatch.setattr(gobuild, "SOURCE_DIR", folder)
     before = expected_entries(PINS)
-    for name in sorted(MODULES):
-        path = folder / name / "go.sum"
+    locked = {n: m.lock or n for n, m in PINS.modules.items()}
+    for lock in sorted(set(locked.values())):
+        path = folder / lock / "go.sum"
         text = path.read_text()
         path.write_text(f"{text}example.com/x v1.0.0 h1:abc=\n")
         after = expected_entries(PINS)
-        assert [n for n in before if before[n] != after[n]] == [name]
+        assert {n for n in before if before[n] != after[n]} == {n for n in locked if locked[n] == lock}
         path.write_text(text)
     assert expected_entries(PINS) == before
 
@@ -176,6 +177,15 @@ def builders(monkeypatch: pytest.MonkeyPatch, cache: Cache) -> dict[str, Any]:
     monkeypatch.setattr(sourcebuild, "_envoy", lambda *args: make("envoy"))
     monkeypatch.setattr(sourcebuild.rootfs, "build_rootfs", make_rootfs)
     return state
+
+
+def test_what_a_killed_removal_left_is_removed_by_the_next_run(cache: Cache, tmp_path: Path, until: Until) -> None:
+    fill(cache)
+    (cache.root / "trash-1" / "go" / "mod").mkdir(parents=True)
+    (cache.root / "trash-1" / "go" / "mod" / "x.go").write_text("package x\n")
+    ensure_source_set(cache, PINS, tmp_path / "logs")
+    until(lambda: not list(cache.root.glob("trash-*")))
+    assert (cache.root / "removal.log").read_text() == ""
 
 
 def test_an_empty_cache_is_filled_with_everything(cache: Cache, builders: dict[str, Any], tmp_path: Path) -> None:

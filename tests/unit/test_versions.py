@@ -78,7 +78,7 @@ def test_every_tool_has_a_sum_for_every_platform_or_is_verified_by_its_publisher
         assert platform not in tool.sha256
         assert tool.checksums.startswith("https://")
     else:
-        assert re.fullmatch("[0-9a-f]{64}", tool.sha256[platform])
+        assert re.fullmatch("[0-9a-f]{64}|[0-9a-f]{128}", tool.pinned(platform))
 
 
 def test_the_lock_file_repeats_every_pin() -> None:
@@ -87,13 +87,16 @@ def test_the_lock_file_repeats_every_pin() -> None:
     assert {i.tagged: i.digest for i in found.images.values() if i.digest}.items() <= locked.images.items()
     assert set(locked.images) <= {i.tagged for i in found.images.values()}
     for name, tool in found.tools.items():
-        if tool.sha256:
-            assert (locked.tools[name].version, dict(locked.tools[name].sha256)) == (tool.version, dict(tool.sha256))
+        pinned = {platform: tool.pinned(platform) for platform in PLATFORMS if tool.pinned(platform)}
+        if pinned:
+            assert (locked.tools[name].version, dict(locked.tools[name].digests)) == (tool.version, pinned)
     assert set(locked.tools) <= set(found.tools)
 
 
 def test_no_sum_stands_for_two_files() -> None:
-    sums = [digest for tool in versions.load().tools.values() for digest in tool.sha256.values()]
+    sums = [
+        digest for tool in versions.load().tools.values() for digest in (*tool.sha256.values(), *tool.sha512.values())
+    ]
     assert len(set(sums)) == len(sums)
 
 
@@ -114,6 +117,7 @@ def test_every_image_is_pinned_by_digest_or_locked_on_first_use(name: str) -> No
         ("kustomize", "linux/arm64", "https://github.com/kubernetes-sigs/kustomize/releases/download/kustomize%2Fv5.8.1/kustomize_v5.8.1_linux_arm64.tar.gz"),
         ("kubeconform", "darwin/amd64", "https://github.com/yannh/kubeconform/releases/download/v0.8.0/kubeconform-darwin-amd64.tar.gz"),
         ("flux", "linux/amd64", "https://github.com/fluxcd/flux2/releases/download/v2.9.4/flux_2.9.4_linux_amd64.tar.gz"),
+        ("kube-apiserver", "darwin/arm64", "https://github.com/kubernetes-sigs/controller-tools/releases/download/envtest-v1.37.0/envtest-v1.37.0-darwin-arm64.tar.gz"),
         ("vegeta", "linux/amd64", "https://github.com/tsenart/vegeta/releases/download/v12.13.0/vegeta_12.13.0_linux_amd64.tar.gz"),
     ],
 )  # fmt: skip
@@ -126,6 +130,7 @@ def test_both_modes_are_the_same_lab() -> None:
     found = versions.load()
     packages = {name: module.packages for name, module in found.modules.items()}
     pairs = {
+        "kube-apiserver": (found.tools["kube-apiserver"].version, found.kubernetes),
         "kubectl": (found.tools["kubectl"].version, found.kubernetes),
         "kubernetes module": (found.modules["kubernetes"].module, f"k8s.io/kubernetes@{found.kubernetes}"),
         "node": (found.images["node"].tag, found.kubernetes),

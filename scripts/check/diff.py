@@ -1,0 +1,254 @@
+"""What a change does: the rendered objects of two states of a tree, side by side, environment by environment."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scripts.check.fluxobjects import FluxObject
+from scripts.check.model import Rendered, Resource, Stage
+from scripts.check.origin import split
+from scripts.check.renderer import Applied
+from scripts.check.runner import Options, check
+from scripts.errors import LabError, UsageError
+from scripts.git import git
+from scripts.kube import Kube
+
+_HASH = re.compile(r"-[a-z0-9]{10}$")
+_MASK = "***"
+_CONTEXT_LINES = 3
+# Longer differences than this are cut in Markdown: a pull request's comment ends at 65,536 characters.
+_MARKDOWN_LINES = 400
+_FIELD_MANAGER = "kustomize-controller"
+
+
+@dataclass(frozen=True)
+class ObjectChange:
+    """One object that differs."""
+
+    subject: str
+    # added, removed or changed
+    verb: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EnvironmentChange:
+    """What differs in one rendering: an environment, or another folder that is applied by itself."""
+
+    name: str
+    objects: tuple[ObjectChange, ...]
+
+
+def compare(before: Sequence[Rendered], after: Sequence[Rendered]) -> list[EnvironmentChange]:
+    """Return what differs, by rendering; those without a difference are left out."""
+    old, new = _by_name(before), _by_name(after)
+    changes = []
+    for name in sorted({*old, *new}):
+        objects = tuple(_object_changes(old.get(name, ()), new.get(name, ())))
+        if objects:
+            changes.append(EnvironmentChange(name, objects))
+    return changes
+
+
+def _by_name(rendered: Sequence[Rendered]) -> dict[str, tuple[tuple[Resource, str], ...]]:
+    found: dict[str, tuple[tuple[Resource, str], ...]] = {}
+    for each in rendered:
+        name = each.kustomization or "."
+        names = ", ".join(each.flux_kustomizations)
+        if names and names != name.rpartition("/")[2]:
+            name = f"{name} ({names})"
+        found[name] = tuple(zip(each.resources, split(each.text), strict=True))
+    return found
+
+
+def _object_changes(
+    before: Sequence[tuple[Resource, str]], after: Sequence[tuple[Resource, str]]
+) -> Iterator[ObjectChange]:
+    old = {_identity(resource): (resource, text) for resource, text in before}
+    new = {_identity(resource): (resource, text) for resource, text in after}
+    for key in sorted({*old, *new}):
+        left, right = old.get(key), new.get(key)
+        if left and right and left[1] == right[1]:
+            continue
+        verb = "changed" if left and right else "added" if right else "removed"
+        left_text, right_text = _masked(left, right)
+        lines = difflib.unified_diff(left_text, right_text, lineterm="", n=_CONTEXT_LINES)
+        shown = right or left
+        assert shown is not None
+        yield ObjectChange(shown[0].subject, verb, tuple(lines)[2:])
+
+
+def _identity(resource: Resource) -> tuple[str, str, str, str]:
+    """Return what an object is known by, without the hash that follows its content."""
+    name = _HASH.sub("", resource.name) if resource.kind in ("ConfigMap", "Secret") else resource.name
+    return resource.api_version.rpartition("/")[0], resource.kind, resource.namespace, name
+
+
+def _masked(left: tuple[Resource, str] | None, right: tuple[Resource, str] | None) -> tuple[list[str], list[str]]:
+    """Return both texts as lines; of Secrets only which values differ is told."""
+    if all(side is None or side[0].kind != "Secret" for side in (left, right)):
+        return (left[1] if left else "").splitlines(), (right[1] if right else "").splitlines()
+    old = left[0].data if left else None
+    new = right[0].data if right else None
+    return _secret_lines(old, new, "before"), _secret_lines(new, old, "after")
+
+
+def _secret_lines(secret: Mapping[str, Any] | None, other: Mapping[str, Any] | None, when: str) -> list[str]:
+    import yaml
+
+    if secret is None:
+        return []
+    shown = dict(secret)
+    for field in ("data", "stringData"):
+        values = secret.get(field)
+        if isinstance(values, Mapping):
+            others = (other or {}).get(field) or {}
+            shown[field] = {
+                key: _MASK if other is None or others.get(key) == value else f"{_MASK} ({when})"
+                for key, value in values.items()
+            }
+    metadata = dict(shown.get("metadata") or {})
+    if "annotations" in metadata:
+        # kubectl keeps a copy of what it applied there.
+        metadata["annotations"] = {
+            k: _MASK if k == "kubectl.kubernetes.io/last-applied-configuration" else v
+            for k, v in (metadata["annotations"] or {}).items()
+        }
+        shown["metadata"] = metadata
+    return yaml.dump(shown, Dumper=yaml.CSafeDumper, sort_keys=False, width=10_000).splitlines()
+
+
+def against_revision(options: Options, base: str) -> list[EnvironmentChange]:
+    """Return what the tree, as it lies on disk, changes against a Git revision."""
+    options = replace(options, stages=(Stage.STRUCTURE, Stage.BUILD))
+    after = _rendered(options, "the tree")
+    with tempfile.TemporaryDirectory(prefix="gitops-lab-diff-") as folder:
+        root = check_out(options.root, base, Path(folder))
+        before = _rendered(replace(options, root=root, store_name=str(options.root.resolve())), base) if root else ()
+    return compare(before, after)
+
+
+def _rendered(options: Options, what: str) -> tuple[Rendered, ...]:
+    report = check(options, need_renderings=True).report
+    broken = [r.kustomization or "." for r in report.rows if not r.built and r.note.endswith("is broken")]
+    failed = [f.kustomization or "." for f in report.findings if f.stage is Stage.BUILD and not report.ok]
+    if broken or failed:
+        raise LabError(
+            f"{', '.join(sorted({*broken, *failed}))} can't be built in {what}, so there is nothing to compare.",
+            "make kustomize-check says why" if what == "the tree" else f"take another BASE than {what}",
+        )
+    return report.rendered
+
+
+def check_out(root: Path, revision: str, into: Path) -> Path | None:
+    """Write a revision's files below a folder and return the tree's root in it; None if it has no such folder."""
+    root = root.resolve()
+    top = Path(git("rev-parse", "--show-toplevel", root=root).stdout.strip())
+    commit = git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", check=False, root=root).stdout.strip()
+    if not commit:
+        raise UsageError(f"BASE={revision} is not a revision of {top}.", "name a branch, a tag or a commit")
+    archive = into / "archive.tar"
+    git("archive", f"--output={archive}", commit, root=top, timeout_s=120)
+    tree = into / "tree"
+    tree.mkdir()
+    with tarfile.open(archive) as tar:
+        # Links are kept as they are, out of the tree or not: the check tells of them, and follows none out.
+        tar.extractall(tree, filter="tar")
+    archive.unlink()
+    # Where a repository ends is told by its .git.
+    (tree / ".git").touch()
+    found = tree / root.relative_to(top)
+    return found if found.is_dir() else None
+
+
+def against_cluster(kube: Kube, applied: Sequence[Applied]) -> list[EnvironmentChange]:
+    """Return what applying the tree would change in a cluster, by the API server's own dry run."""
+    changes = []
+    for each in applied:
+        for flux in each.flux[:1] if each.rendering.built else []:
+            objects = [_as_flux_applies(r, flux) for r in each.rendering.resources]
+            done = kube.kubectl(
+                "diff", "--server-side", "--force-conflicts", f"--field-manager={_FIELD_MANAGER}", "--filename", "-",
+                check=False, timeout_s=120, input_text=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}),
+            )  # fmt: skip
+            if done.exit_code > 1:
+                said = done.stderr.strip().splitlines() or ["no reason given"]
+                raise LabError(
+                    f"The cluster refuses to compare {each.rendering.spec.folder}: {said[-1]}",
+                    "make status, and make kustomize-check",
+                )
+            objects_changed = tuple(_kubectl_changes(done.stdout))
+            if objects_changed:
+                changes.append(EnvironmentChange(f"{each.rendering.spec.folder} ({flux.name})", objects_changed))
+    return changes
+
+
+def _as_flux_applies(resource: Resource, flux: FluxObject) -> dict[str, Any]:
+    """Return an object with the labels that kustomize-controller puts on all it applies."""
+    data = dict(resource.data)
+    metadata = dict(data.get("metadata") or {})
+    owner = {"kustomize.toolkit.fluxcd.io/name": flux.name, "kustomize.toolkit.fluxcd.io/namespace": flux.namespace}
+    metadata["labels"] = {**(metadata.get("labels") or {}), **owner}
+    data["metadata"] = metadata
+    return data
+
+
+def _kubectl_changes(text: str) -> Iterator[ObjectChange]:
+    """Yield the changes in the output of `kubectl diff`, which masks Secrets itself."""
+    for part in re.split(r"^diff .*\n", text, flags=re.MULTILINE):
+        lines = part.splitlines()
+        header = next((line for line in lines if line.startswith("+++ ")), "")
+        if not header:
+            continue
+        # A file of the form group.version.kind.namespace.name, in a temporary folder.
+        name = header.split()[1].rpartition("/")[2]
+        body = [line for line in lines if not line.startswith(("--- ", "+++ "))]
+        added = all(line.startswith(("+", "@")) for line in body)
+        yield ObjectChange(name, "added" if added else "changed", tuple(body))
+
+
+def as_text(changes: Sequence[EnvironmentChange], base: str) -> Iterator[str]:
+    """Yield the differences as lines for a terminal."""
+    for change in changes:
+        yield f"── {change.name}"
+        for each in change.objects:
+            yield f"{each.verb} {each.subject}"
+            yield from (f"  {line}" for line in each.lines)
+    yield _closing(changes, base)
+
+
+def as_markdown(changes: Sequence[EnvironmentChange], base: str) -> str:
+    """Return the differences for a pull request: one fold per environment."""
+    parts = [f"### What this changes against `{base}`", "", _closing(changes, base), ""]
+    for change in changes:
+        lines = [line for each in change.objects for line in (f"# {each.verb} {each.subject}", *each.lines)]
+        cut = len(lines) - _MARKDOWN_LINES
+        if cut > 0:
+            lines = [*lines[:_MARKDOWN_LINES], f"# … and {cut} more lines"]
+        # A fence longer than any in the text can't be closed by it.
+        fence = "`" * max(3, 1 + max((len(m.group()) for m in re.finditer("`+", "\n".join(lines))), default=0))
+        verbs = _counts(change.objects)
+        parts += [
+            f"<details><summary><b>{change.name}</b>: {verbs}</summary>", "", f"{fence}diff", *lines, fence,
+            "", "</details>", "",
+        ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _closing(changes: Sequence[EnvironmentChange], base: str) -> str:
+    if not changes:
+        return f"Nothing that is applied differs from {base}."
+    return f"{_counts([o for c in changes for o in c.objects])} in {len(changes)} kustomizations, against {base}."
+
+
+def _counts(objects: Sequence[ObjectChange]) -> str:
+    counts = {verb: sum(o.verb == verb for o in objects) for verb in ("added", "changed", "removed")}
+    return ", ".join(f"{count} {verb}" for verb, count in counts.items() if count)

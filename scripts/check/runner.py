@@ -1,0 +1,295 @@
+"""One run of the check over a tree: structure, build, schema, and the stages that look at everything rendered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.check.model import Finding, Report, Row, Severity, Stage
+from scripts.check.sourcefile import (
+    FLUX_KUSTOMIZE_GROUP,
+    LARGE_BYTES,
+    MAX_YAML_BYTES,
+    source_from_record,
+    source_to_record,
+)
+from scripts.check.store import Store, code_digest, digest, from_record, identity_of, to_record
+from scripts.check.tree import Tree, join
+
+if TYPE_CHECKING:
+    from scripts.check.graph import Graph
+    from scripts.check.model import Rendered
+    from scripts.check.renderer import Renderer, Renderings
+    from scripts.check.structure import Structure
+    from scripts.check.validate import Definitions
+
+_FLUX_GROUP = FLUX_KUSTOMIZE_GROUP.encode()
+ALL = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA, Stage.LINT, Stage.DRY_RUN)
+
+
+@dataclass(frozen=True)
+class ExtraStage:
+    """A stage that looks at everything rendered, in the order in which Flux applies it.
+
+    Its function returns the findings, and imports what it needs itself.
+    """
+
+    stage: Stage
+    run: Callable[[Sequence[Rendered], Options], list[Finding]]
+    # What its answer depends on besides the rendered objects and the code of this package.
+    depends_on: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked for, and with what."""
+
+    root: Path
+    cache: Path
+    kustomize: Path
+    kubeconform: Path
+    stages: tuple[Stage, ...] = ALL
+    # Asked for only where something has to be validated: it may have to be made.
+    definitions: Callable[[], Definitions] | None = None
+    # What the definitions and other pins are taken from, as a digest.
+    pins: str = ""
+    extra: tuple[ExtraStage, ...] = ()
+    # The name that results are kept under, where the tree is a copy of another state of it; the root's path otherwise.
+    store_name: str = ""
+    # Build also those that only others include.
+    everything: bool = False
+
+
+@dataclass
+class Checked:
+    """A report, and what it was made from unless it was known from an earlier run."""
+
+    report: Report
+    graph: Graph | None = None
+    renderings: Renderings | None = None
+
+
+def check(options: Options, need_renderings: bool = False) -> Checked:
+    """Check a tree; what an earlier run knew of the same contents is taken over."""
+    started = time.monotonic()
+    store = Store(options.cache / digest(options.store_name or str(options.root.resolve()))[:16])
+    # What a file holds is known by its content and by the code that read it.
+    known_files = f"{'copy' if options.store_name else 'own'}-{code_digest()[:16]}"
+    tree = Tree(options.root)
+    key = digest(
+        tree.content_digest(), code_digest(), identity_of(options.kustomize), identity_of(options.kubeconform),
+        options.pins, [s.value for s in options.stages], [(e.stage.value, e.depends_on) for e in options.extra],
+        options.everything,
+        tree.relative(tree.top),
+    )  # fmt: skip
+    if not need_renderings:
+        record = store.get("results", key)
+        if record is not None and _same_outside(tree, record):
+            return Checked(_report_of(tree.root, record, time.monotonic() - started))
+    tree.known.update({k: source_from_record(r) for k, r in (store.get("files", known_files) or {}).items()})
+    known = set(tree.known)
+    checked, renderer = _run(tree, options, store)
+    report = replace(checked.report, total_s=time.monotonic() - started)
+    # A file saved while the check ran was read before or after: what was found then belongs to neither content.
+    if _is_unchanged(tree):
+        renderer.keep_fresh()
+        if tree.used_keys() != known:
+            store.put("files", known_files, {k: source_to_record(tree.known[k]) for k in sorted(tree.used_keys())})
+            store.drop_old("files", [known_files])
+        store.put("results", key, _record_of(report, tree))
+        store.drop_old("results", [key])
+    return replace(checked, report=report)
+
+
+def _is_unchanged(tree: Tree) -> bool:
+    """Whether a tree that was read is still as it was read."""
+    again = Tree(tree.root)
+    for path in tree.outside:
+        again.entry(path)
+    return again.content_digest() == tree.content_digest()
+
+
+def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Renderer]:
+    from scripts.check.environments import check_environments
+    from scripts.check.fluxchecks import check_flux, check_namespaces
+    from scripts.check.fluxobjects import folder_of, written_objects
+    from scripts.check.graph import Graph
+    from scripts.check.kinds import definitions
+    from scripts.check.renderer import Renderer
+    from scripts.check.structure import check_structure
+
+    seconds: dict[Stage, float] = {}
+    clock = _Clock(seconds)
+    with clock.of(Stage.STRUCTURE):
+        graph = Graph(tree)
+        written = [f for f in written_objects(tree, _files_with_flux(tree)) if f.is_kustomization]
+        applied = {folder for flux in written if (folder := folder_of(tree, flux)) is not None}
+    structures: list[Structure] = []
+
+    def look_at_files() -> set[str]:
+        with clock.of(Stage.STRUCTURE):
+            structures.append(check_structure(graph, applied))
+        return structures[0].broken
+
+    with clock.of(Stage.BUILD):
+        renderer = Renderer(graph, options.kustomize, store, written, look_at_files, options.everything)
+        renderings = renderer.render_all()
+    structure = structures[0]
+    findings = list(structure.findings)
+    with clock.of(Stage.STRUCTURE):
+        crds = definitions(t for a in renderings.applied for t in a.rendering.texts)
+        findings += check_flux(graph, renderings)
+        findings += check_namespaces(graph, renderings.applied, crds)
+        findings += check_environments(graph, renderings.applied)
+    findings += renderings.findings
+    findings += [f for a in renderings.applied for f in a.rendering.findings]
+    if Stage.SCHEMA in options.stages and options.definitions is not None:
+        with clock.of(Stage.SCHEMA):
+            from scripts.check.validate import Validator
+
+            shared = Store(options.cache / "shared")
+            validator = Validator(graph, options.kubeconform, store, shared, options.definitions())
+            findings += validator.validate([a.rendering for a in renderings.applied])
+            store.drop_old("schema", validator.used_keys)
+    findings += _extra_findings(options, store, renderings, clock)
+    store.drop_old("renders", renderer.used_keys)
+    report = Report(
+        tree.root,
+        tuple(a.rendered for a in renderings.applied if a.rendering.built),
+        tuple(_ordered(f for f in findings if f.stage in options.stages)),
+        seconds,
+        tuple(_rows(graph, renderings)),
+    )
+    return Checked(report, graph, renderings), renderer
+
+
+def _files_with_flux(tree: Tree) -> Iterator[str]:
+    """Yield the YAML files that can hold Flux Kustomizations: a large one is read only if it names their group.
+
+    So builds begin before the large files (definitions, mostly) are parsed.
+    """
+    for path in tree.yaml_files():
+        size = tree.entries[path].size
+        if size < LARGE_BYTES or (size <= MAX_YAML_BYTES and _FLUX_GROUP in tree.absolute(path).read_bytes()):
+            yield path
+
+
+def _extra_findings(options: Options, store: Store, renderings: Renderings, clock: _Clock) -> list[Finding]:
+    findings: list[Finding] = []
+    wanted = [e for e in options.extra if e.stage in options.stages]
+    if not wanted:
+        return findings
+    from scripts.check.order import in_apply_order
+
+    built = [a for a in in_apply_order(renderings.applied) if a.rendering.built]
+    rendered = [a.rendered for a in built]
+    # What a stage sees, and the places that its findings name.
+    seen = [(a.rendering.spec.folder, a.names, a.rendering.texts, [str(p) for p in a.rendering.places]) for a in built]
+    content = digest(code_digest(), seen)
+    for extra in wanted:
+        with clock.of(extra.stage):
+            key = digest(content, extra.stage.value, extra.depends_on, options.pins)
+            record = store.get("stages", key)
+            if record is None:
+                record = [to_record(f) for f in extra.run(rendered, options)]
+                store.put("stages", key, record)
+                store.drop_old("stages", [key])
+            findings += [from_record(r) for r in record]
+    return findings
+
+
+def _rows(graph: Graph, renderings: Renderings) -> list[Row]:
+    rows = []
+    shown = set()
+    for each in renderings.applied:
+        rendering = each.rendering
+        shown.add(rendering.spec.folder)
+        rows.append(
+            Row(
+                rendering.spec.folder, each.names, rendering.skipped, len(rendering.texts), rendering.seconds,
+                rendering.built,
+            )
+        )  # fmt: skip
+    includers: dict[str, set[str]] = {}
+    for folder in {*shown, *(k.folder for k in graph.all)}:
+        built = graph.buildable(folder)
+        for _, target in graph.included(built) if built else ():
+            includers.setdefault(target, set()).add(folder or ".")
+    for each in renderings.applied:
+        for component in each.rendering.spec.settings.get("components") or []:
+            target = graph.tree.canonical(join(each.rendering.spec.folder, str(component)))
+            includers.setdefault(target, set()).add(each.rendering.spec.folder or ".")
+    for kustomization in graph.all:
+        if kustomization.folder not in shown:
+            owners = sorted(includers.get(kustomization.folder, ()))
+            note = f"part of {owners[0]}" + f" and {len(owners) - 1} more" * (len(owners) > 1) if owners else ""
+            if not owners and kustomization.is_component:
+                note = "a Component that nothing in the tree names"
+            rows.append(Row(kustomization.folder, note=note))
+    return sorted(rows, key=lambda r: (r.kustomization, r.flux))
+
+
+def _ordered(findings: Any) -> list[Finding]:
+    order = list(Stage)
+    unique = dict.fromkeys(findings)
+    return sorted(
+        unique,
+        key=lambda f: (
+            f.severity is not Severity.ERROR, order.index(f.stage), f.place.file, f.place.line, f.rule, f.kustomization,
+        ),
+    )  # fmt: skip
+
+
+class _Clock:
+    """Adds up seconds by stage."""
+
+    def __init__(self, seconds: dict[Stage, float]) -> None:
+        self.seconds = seconds
+
+    def of(self, stage: Stage) -> _Lap:
+        """Return a block whose time counts for a stage."""
+        return _Lap(self.seconds, stage)
+
+
+class _Lap:
+    def __init__(self, seconds: dict[Stage, float], stage: Stage) -> None:
+        self.seconds = seconds
+        self.stage = stage
+        self.started = 0.0
+
+    def __enter__(self) -> None:
+        self.started = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.monotonic() - self.started
+
+
+def _record_of(report: Report, tree: Tree) -> dict[str, Any]:
+    return {
+        "findings": [to_record(f) for f in report.findings],
+        "rows": [asdict(r) for r in report.rows],
+        "seconds": {s.value: t for s, t in report.seconds.items()},
+        "outside": tree.outside,
+        "content": tree.content_digest(),
+    }
+
+
+def _same_outside(tree: Tree, record: Mapping[str, Any]) -> bool:
+    """Whether what an earlier run read beside the root is still the same."""
+    for path in record["outside"]:
+        tree.entry(path)
+    return tree.content_digest() == str(record["content"])
+
+
+def _report_of(root: Path, record: Mapping[str, Any], total_s: float) -> Report:
+    return Report(
+        root,
+        findings=tuple(from_record(f) for f in record["findings"]),
+        seconds={Stage(s): t for s, t in record["seconds"].items()},
+        rows=tuple(Row(**{**r, "flux": tuple(r["flux"])}) for r in record["rows"]),
+        total_s=total_s,
+        from_cache=True,
+    )

@@ -1,0 +1,253 @@
+"""The report of a run: a folder with a page that stands alone, pictures, the raw series as JSON, a short summary."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from scripts import console
+from scripts.cache import write_atomically
+from scripts.hpa import charts
+from scripts.hpa.live import milliseconds
+from scripts.hpa.model import Check, Recording
+from scripts.hpa.timeline import Summary, by_second, since
+from scripts.settings import ROOT
+
+REPORTS = ROOT / "reports" / "hpa"
+VERSION = 1
+SERIES = "series.json"
+STEPS = (
+    ("decision", "load to decision"),
+    ("new_pod", "load to new pod"),
+    ("new_ready", "load to first new pod Ready"),
+    ("at_highest", "load to highest number of pods Ready"),
+    ("latency_back", "load to latency back at its level before"),
+)
+
+
+def folder_name(recording: Recording) -> str:
+    """Return the name of a run's folder: the time in UTC and the environment, so that names sort by time."""
+    moment = datetime.fromtimestamp(recording.started, UTC)
+    return f"{moment:%Y%m%dT%H%M%SZ}-{recording.plan.wanted.environment}"
+
+
+def write(recording: Recording, summary: Summary, reports: Path = REPORTS) -> Path:
+    """Write the report and return its folder; what takes longest, the pictures, comes last."""
+    folder = reports / folder_name(recording)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / SERIES, json.dumps(as_data(recording, summary), indent=1) + "\n")
+    write_atomically(folder / "summary.md", markdown(recording, summary))
+    pictures = charts.draw(recording, summary, folder)
+    write_atomically(folder / "index.html", page(recording, summary, pictures))
+    return folder
+
+
+def show(recording: Recording, summary: Summary, folder: Path) -> None:
+    """Print what the run came to."""
+    console.line()
+    for check in summary.checks:
+        console.line(
+            f"{'✔' if check.ok else '✘'} {check.name}: {check.detail}", style="green" if check.ok else "bold red"
+        )
+    console.line()
+    console.table("Times", ["", ""], [[name, value] for name, value in figures(recording, summary)])
+    for obstacle in recording.obstacles:
+        console.line(f"! {obstacle}", style="yellow")
+    for note in recording.notes:
+        console.line(f"  {note}", style="dim")
+    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    console.line(f"report: {shown}/index.html")
+
+
+def figures(recording: Recording, summary: Summary) -> list[tuple[str, str]]:
+    """Return the figures of a run, by name, as people read them."""
+    moments = summary.moments
+    rows = [(name, _seconds(since(moments.load_began, getattr(moments, key)))) for key, name in STEPS]
+    rows.append(("end of load to minimum", _seconds(since(moments.load_ended, moments.at_minimum))))
+    rows += [
+        ("highest number of pods Ready", f"{summary.highest_ready} (desired {summary.highest_desired})"),
+        ("requests", f"{summary.requests}, of them failed {summary.failed}"),
+        ("p95 before the load", milliseconds(summary.level_before_s)),
+        ("p95 at its worst (5 s)", milliseconds(summary.p95_worst_s)),
+        ("p95 with all pods Ready", milliseconds(summary.p95_after_s)),
+        ("CPU of the generator", f"{recording.generator_cores:.2f} of {recording.plan.capacity.machine_cores:.0f}"),
+        ("nodes", ", ".join(summary.nodes) or "-"),
+    ]
+    return rows
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"
+
+
+def as_data(recording: Recording, summary: Summary) -> dict[str, Any]:
+    """Return the raw series with what they came to; times `t` are seconds since the load began."""
+    origin = recording.load_began or recording.started
+    plan = recording.plan
+
+    def t(moment: float | None) -> float | None:
+        return None if moment is None else round(moment - origin, 3)
+
+    def ms(seconds: float | None) -> float | None:
+        return None if seconds is None else round(seconds * 1000, 2)
+
+    return {
+        "version": VERSION,
+        "run": {
+            "environment": plan.wanted.environment,
+            "profile": str(plan.wanted.profile),
+            "metric": plan.metric,
+            "duration_s": plan.wanted.duration_s,
+            "target": plan.target,
+            "path": plan.path,
+            "peak_rate": plan.peak,
+            "quiet_rate": plan.quiet,
+            "stages": [asdict(s) for s in plan.stages],
+            **asdict(plan.capacity),
+            "started": _iso(recording.started),
+            "load_began": None if recording.load_began is None else _iso(recording.load_began),
+            "load_ended": None if recording.load_ended is None else _iso(recording.load_ended),
+            "interrupted": recording.interrupted,
+        },
+        "moments": {name: t(at) for name, at in asdict(summary.moments).items()},
+        "checks": [asdict(c) for c in summary.checks],
+        "ok": summary.ok,
+        "requests": {
+            "total": summary.requests,
+            "failed": summary.failed,
+            "errors": list(summary.errors),
+            "planned_in_load": summary.planned,
+            "sent_in_load": summary.sent_in_load,
+            "late_p99_ms": ms(summary.late_p99_s),
+        },
+        "latency": {
+            "p95_before_ms": ms(summary.level_before_s),
+            "p95_worst_ms": ms(summary.p95_worst_s),
+            "p95_all_ready_ms": ms(summary.p95_after_s),
+        },
+        "replicas": {
+            "lowest": summary.minimum_seen,
+            "highest_ready": summary.highest_ready,
+            "highest_desired": summary.highest_desired,
+        },
+        "generator_cores": round(recording.generator_cores, 3),
+        "obstacles": list(recording.obstacles),
+        "notes": list(recording.notes),
+        "seconds": [
+            {"t": t(s.at), "sent": s.sent, "failed": s.failed, "p50_ms": ms(s.p50_s), "p95_ms": ms(s.p95_s),
+             "p99_ms": ms(s.p99_s)}
+            for s in by_second(recording.answers, origin)
+        ],
+        "samples": [
+            {"t": t(s.at), **{k: v for k, v in asdict(s).items() if k not in ("at", "pods")},
+             "pods": [asdict(p) for p in s.pods]}
+            for s in recording.samples
+        ],
+        "events": [{"t": t(e.seen), **{k: v for k, v in asdict(e).items() if k != "seen"}} for e in recording.events],
+        "pods": [
+            {"name": p.name, "node": p.node, **{k: t(getattr(p, k)) for k in ("created", "ready", "ending", "gone")}}
+            for p in recording.pods
+        ],
+    }  # fmt: skip
+
+
+def _iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+
+
+def headline(recording: Recording, summary: Summary) -> str:
+    """Return in one sentence what the run came to."""
+    wanted = recording.plan.wanted
+    said = "every check holds" if summary.ok else "not every check holds"
+    stopped = ", interrupted" if recording.interrupted else ""
+    return f"{wanted.environment}, {wanted.profile} load for {wanted.duration_s} s{stopped}: {said}"
+
+
+def markdown(recording: Recording, summary: Summary) -> str:
+    """Return the short summary."""
+    lines = [f"# {headline(recording, summary)}", "", f"{_iso(recording.started)}, {_setting(recording)}", ""]
+    lines += [f"- {'✔' if c.ok else '✘'} {c.name}: {c.detail}" for c in summary.checks]
+    lines += ["", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in figures(recording, summary)]
+    if recording.obstacles:
+        lines += ["", "What kept it from scaling (further):", "", *(f"- {o}" for o in recording.obstacles)]
+    if recording.notes:
+        lines += ["", "Notes:", "", *(f"- {n}" for n in recording.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _setting(recording: Recording) -> str:
+    plan, capacity = recording.plan, recording.plan.capacity
+    return (
+        f"{plan.peak} requests/s at the peak to {plan.path}; {plan.target} of {capacity.minimum} to {capacity.maximum} pods "
+        f"with {capacity.request_millicores:.0f}m each, target {capacity.target_percent} %"
+    )
+
+
+_CSS = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1a1a1a; background: #ffffff; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+p.setting { color: #555555; margin-top: 0; }
+ul.checks { list-style: none; padding: 0; } .ok { color: #00694e; } .bad { color: #b03a00; font-weight: 600; }
+table { border-collapse: collapse; } td, th { padding: .25rem 1rem .25rem 0; border-bottom: 1px solid #dddddd;
+       text-align: left; vertical-align: top; }
+img { max-width: 100%; height: auto; background: #ffffff; }
+@media (prefers-color-scheme: dark) { body { color: #e8e8e8; background: #181a1b; } p.setting { color: #a8a8a8; }
+  .ok { color: #4fd1a5; } .bad { color: #ff9466; } td, th { border-color: #444444; } }
+"""
+
+
+def page(recording: Recording, summary: Summary, pictures: Sequence[Path]) -> str:
+    """Return the page; the pictures are part of it, so that it can be sent as one file."""
+    origin = recording.load_began or recording.started
+    checks = "".join(_check(c) for c in summary.checks)
+    rows = _rows(figures(recording, summary))
+    events = _rows(
+        [(f"{e.seen - origin:+.1f} s", f"{e.reason}: {e.message}") for e in recording.events], ("after load", "event")
+    )
+    pods = _rows(
+        [
+            (p.name, p.node, f"{p.created - origin:+.1f} s", "-" if p.ready is None else f"{p.ready - origin:+.1f} s")
+            for p in recording.pods
+        ],
+        ("pod", "node", "created", "Ready"),
+    )
+    images = "".join(
+        f'<img alt="{_e(p.stem)} of the run" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}">'
+        for p in pictures
+    )
+    obstacles = "".join(f"<li>{_e(o)}</li>" for o in recording.obstacles)
+    kept = f"<h2>What kept it from scaling (further)</h2><ul>{obstacles}</ul>" if obstacles else ""
+    title = _e(headline(recording, summary))
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_CSS}</style></head><body>'
+        f'<h1>{title}</h1><p class="setting">{_e(_iso(recording.started))}, {_e(_setting(recording))}</p>'
+        f'<ul class="checks">{checks}</ul>{kept}{images}<h2>Figures</h2>{rows}<h2>Events of the autoscaler</h2>{events}'
+        f"<h2>Pods</h2>{pods}</body></html>\n"
+    )
+
+
+def _rows(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{_e(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    lines = ([line(head, "th")] if head else []) + [line(row, "td") for row in rows]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _check(check: Check) -> str:
+    mark, style = ("✔", "ok") if check.ok else ("✘", "bad")
+    return f'<li class="{style}">{mark} {_e(check.name)}: {_e(check.detail)}</li>'
+
+
+def _e(text: str) -> str:
+    return html.escape(text)

@@ -1,0 +1,304 @@
+"""What the cluster does during a run: watches of the autoscaler, its target, pods and events; the metrics API.
+
+Each watch lives in a thread and keeps the newest objects; once a second they become a `Sample`. A watch that is cut
+off lists again and goes on; what was lost in between shows as the next sample's state.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from scripts import console
+from scripts.errors import LabError
+from scripts.hpa import reasons
+from scripts.hpa.model import Event, PodLife, PodView, Sample
+from scripts.hpa.reasons import Facts, Reason, Recommendation
+from scripts.kube import Kube, Object, condition
+from scripts.settings import APP_NAME
+from scripts.snapshot import event_time
+
+WATCH_S = 60
+RETRY_S = 1.0
+METRICS_EVERY_S = 2.0
+METRICS_GROUP = ("metrics.k8s.io", "v1beta1")
+# metrics-server is asked why there are no metrics no more often than this: it reads logs.
+METRICS_SERVER_EVERY_S = 10.0
+HISTORY_S = 900
+FRESH_S = 3.0
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One kind of objects to follow: how to list it, and which."""
+
+    kind: str
+    method: Callable[..., Any]
+    selector: dict[str, str]
+
+
+class Sampler:
+    """Follows an environment's autoscaler from `start` to `stop`; all else may be asked from any thread."""
+
+    def __init__(self, kube: Kube, environment: str, hpa: Object, deployment: Object) -> None:
+        self._kube = kube
+        self._environment = environment
+        labels = deployment["spec"]["selector"].get("matchLabels") or {}
+        self._pod_selector = ",".join(f"{k}={v}" for k, v in labels.items())
+        by_name = {"field_selector": f"metadata.name={deployment['metadata']['name']}"}
+        about = f"involvedObject.kind=HorizontalPodAutoscaler,involvedObject.name={APP_NAME}"
+        scalers = kube.autoscaling.list_namespaced_horizontal_pod_autoscaler
+        self._watched = (
+            Watched("hpa", scalers, {"field_selector": f"metadata.name={APP_NAME}"}),
+            Watched("deployment", kube.apps.list_namespaced_deployment, by_name),
+            Watched("pod", kube.core.list_namespaced_pod, {"label_selector": self._pod_selector}),
+            Watched("event", kube.core.list_namespaced_event, {"field_selector": about}),
+        )
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._started = time.time()
+        self._objects: dict[str, dict[str, Object]] = {w.kind: {} for w in self._watched}
+        self._objects["hpa"][APP_NAME] = hpa
+        self._objects["deployment"][deployment["metadata"]["name"]] = deployment
+        self._usage: dict[str, float] = {}
+        self._events: dict[tuple[str, int], Event] = {}
+        self._lives: dict[str, PodLife] = {}
+        self._recommendations: list[Recommendation] = []
+        self._troubles: list[str] = []
+        self._metrics_facts: Facts | None = None
+        self._metrics_facts_at = 0.0
+
+    def start(self) -> None:
+        """Begin to follow."""
+        for watched in self._watched:
+            threading.Thread(target=self._follow, args=(watched,), daemon=True, name=f"watch-{watched.kind}").start()
+        threading.Thread(target=self._measure, daemon=True, name="metrics").start()
+
+    def stop(self) -> None:
+        """Follow no longer; the threads end with their connections."""
+        self._stop.set()
+
+    # --- following
+
+    def _follow(self, watched: Watched) -> None:
+        from kubernetes.client import ApiException
+
+        while not self._stop.is_set():
+            try:
+                listed, version = self._kube.list_plain(watched.method, self._environment, **watched.selector)
+                self.replace(watched.kind, listed)
+                changes = self._kube.watch(
+                    watched.method, self._environment, version=version, timeout_s=WATCH_S,
+                    **watched.selector,
+                )  # fmt: skip
+                for change, thing in changes:
+                    if self._stop.is_set():
+                        return
+                    self.take(watched.kind, change, thing)
+            except (ApiException, LabError) as error:
+                # 410: the version was too old, which a new list mends.
+                if getattr(error, "status", None) != 410:
+                    self._note(f"the watch of {watched.kind} objects was cut off and begun again ({_why(error)})")
+                self._stop.wait(RETRY_S)
+
+    def _measure(self) -> None:
+        from kubernetes.client import ApiException
+
+        while not self._stop.is_set():
+            try:
+                found = self._kube.call(
+                    self._kube.custom.list_namespaced_custom_object, *METRICS_GROUP, self._environment, "pods",
+                    label_selector=self._pod_selector,
+                )  # fmt: skip
+                usage = {item["metadata"]["name"]: usage_of(item) for item in found["items"]}
+            except (ApiException, LabError) as error:
+                usage = {}
+                self._note(f"the metrics API did not answer ({_why(error)})")
+            with self._lock:
+                self._usage = usage
+            self._stop.wait(METRICS_EVERY_S)
+
+    def replace(self, kind: str, things: Iterable[Object]) -> None:
+        """Take a whole list: what is not in it is gone."""
+        listed = {thing["metadata"]["name"]: thing for thing in things}
+        with self._lock:
+            gone = [thing for name, thing in self._objects[kind].items() if name not in listed]
+        for thing in gone:
+            self.take(kind, "DELETED", thing)
+        for thing in listed.values():
+            self.take(kind, "ADDED", thing)
+
+    def take(self, kind: str, change: str, thing: Object) -> None:
+        """Take one change of an object."""
+        now = time.time()
+        name = str(thing["metadata"]["name"])
+        with self._lock:
+            if change == "DELETED":
+                self._objects[kind].pop(name, None)
+            else:
+                self._objects[kind][name] = thing
+            if kind == "event" and change != "DELETED":
+                self._take_event(thing, now)
+            elif kind == "pod":
+                self._take_pod(change, thing, now)
+            elif kind == "hpa":
+                self._take_hpa(thing)
+
+    def _take_event(self, thing: Object, now: float) -> None:
+        last = event_time(thing)
+        count = int(thing.get("count") or (thing.get("series") or {}).get("count") or 1)
+        # Those of earlier runs are listed too; an event's time is to the second.
+        if last and datetime.fromisoformat(last).timestamp() >= self._started - 1:
+            self._events.setdefault(
+                (str(thing["metadata"].get("uid") or thing["metadata"]["name"]), count),
+                Event(
+                    reason=str(thing.get("reason") or ""),
+                    message=str(thing.get("message") or ""),
+                    kind=str(thing.get("type") or "Normal"),
+                    count=count,
+                    last=last,
+                    seen=now,
+                ),
+            )
+
+    def _take_pod(self, change: str, pod: Object, now: float) -> None:
+        name = pod["metadata"]["name"]
+        view = view_of(pod)
+        born = pod["metadata"].get("creationTimestamp")
+        life = self._lives.get(name) or PodLife(name, view.node, _moment(born, now))
+        if view.node and not life.node:
+            life = replace(life, node=view.node)
+        if view.ready and life.ready is None:
+            life = replace(life, ready=_moment(condition(pod).get("lastTransitionTime"), now))
+        if view.phase == "Terminating" and life.ending is None:
+            life = replace(life, ending=now)
+        if change == "DELETED":
+            life = replace(life, ending=life.ending or now, gone=now)
+        self._lives[name] = life
+
+    def _take_hpa(self, hpa: Object) -> None:
+        wanted = reasons.recommend(hpa)
+        if wanted is not None:
+            moment = datetime.now(UTC)
+            kept = reasons.keep_recent(self._recommendations, moment, HISTORY_S)
+            self._recommendations = [*kept, Recommendation(moment, wanted)]
+
+    def _note(self, trouble: str) -> None:
+        console.debug(trouble)
+        with self._lock:
+            if trouble not in self._troubles:
+                self._troubles.append(trouble)
+
+    # --- asking
+
+    def sample(self) -> Sample:
+        """Return the state now."""
+        with self._lock:
+            hpa: Object = next(iter(self._objects["hpa"].values()), {"spec": {}, "metadata": {}})
+            deployment: Object = next(iter(self._objects["deployment"].values()), {})
+            pods = list(self._objects["pod"].values())
+            usage = dict(self._usage)
+        status, scaled = hpa.get("status") or {}, deployment.get("status") or {}
+        return Sample(
+            at=time.time(),
+            desired=int(status.get("desiredReplicas") or 0),
+            current=int(deployment.get("spec", {}).get("replicas") or 0),
+            ready=int(scaled.get("readyReplicas") or 0),
+            hpa_cpu_percent=reasons.cpu_percent(hpa),
+            cpu_percent=percent_of_requests(pods, usage),
+            pods=tuple(sorted((view_of(p, usage) for p in pods), key=lambda p: p.name)),
+            conditions=tuple(
+                f"{c['type']}={c['status']} {c.get('reason', '')}".strip() for c in status.get("conditions") or []
+            ),
+        )
+
+    def explain(self) -> list[Reason]:
+        """Return what keeps the autoscaler now, from what the watches have seen."""
+        with self._lock:
+            hpa = next(iter(self._objects["hpa"].values()), None)
+            deployment = next(iter(self._objects["deployment"].values()), None)
+            pods, events = tuple(self._objects["pod"].values()), tuple(self._objects["event"].values())
+            history = tuple(self._recommendations)
+        if hpa is None:
+            return [Reason(reasons.Kind.OTHER, "its HorizontalPodAutoscaler is gone.", "make reconcile")]
+        facts = Facts(
+            now=datetime.now(UTC), environment=self._environment, hpa=hpa, deployment=deployment, pods=pods,
+            events=events, recommendations=history,
+        )  # fmt: skip
+        if reasons.lacks_metrics(hpa):
+            if self._metrics_facts is None or time.monotonic() - self._metrics_facts_at > METRICS_SERVER_EVERY_S:
+                self._metrics_facts = reasons.with_metrics_server(self._kube, facts)
+                self._metrics_facts_at = time.monotonic()
+            told = self._metrics_facts
+            facts = replace(
+                facts, api_service=told.api_service, metrics_pods=told.metrics_pods, metrics_log=told.metrics_log
+            )
+        return reasons.explain(facts)
+
+    def events(self) -> tuple[Event, ...]:
+        """Return the autoscaler's events of this run, oldest first."""
+        with self._lock:
+            return tuple(sorted(self._events.values(), key=lambda e: e.seen))
+
+    def lives(self) -> tuple[PodLife, ...]:
+        """Return the pods of this run, oldest first."""
+        with self._lock:
+            return tuple(sorted(self._lives.values(), key=lambda p: (p.created, p.name)))
+
+    def troubles(self) -> tuple[str, ...]:
+        """Return what could not be read in between."""
+        with self._lock:
+            return tuple(self._troubles)
+
+
+def _moment(stamp: str | None, now: float) -> float:
+    """Return when something happened: now, unless its timestamp, which is to the second, says that it is long ago."""
+    told = datetime.fromisoformat(stamp).timestamp() if stamp else now
+    return told if now - told > FRESH_S else now
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "reason", None) or getattr(error, "what", None) or error)[:160]
+
+
+def millicores(quantity: str) -> float:
+    """Return a CPU quantity in thousandths of a core."""
+    from kubernetes.utils import quantity as quantities
+
+    return float(quantities.parse_quantity(quantity)) * 1000  # type: ignore[no-untyped-call]
+
+
+def usage_of(metrics: Object) -> float:
+    """Return the CPU that a pod uses, in thousandths of a core."""
+    return sum(millicores(c["usage"]["cpu"]) for c in metrics["containers"] if "cpu" in c.get("usage", {}))
+
+
+def request_of(pod: Object) -> float:
+    """Return the CPU that a pod asks for, in thousandths of a core; 0 if a container asks for none."""
+    asked = [(c.get("resources", {}).get("requests") or {}).get("cpu") for c in pod["spec"].get("containers") or []]
+    return sum(millicores(a) for a in asked if a) if all(asked) else 0.0
+
+
+def percent_of_requests(pods: Iterable[Object], usage: dict[str, float]) -> float | None:
+    """Return the measured pods' CPU in percent of what they ask for, as the autoscaler reckons it; None without figures."""
+    measured = [(usage[p["metadata"]["name"]], request_of(p)) for p in pods if p["metadata"]["name"] in usage]
+    asked = sum(request for _, request in measured)
+    return round(100 * sum(used for used, _ in measured) / asked, 1) if asked else None
+
+
+def view_of(pod: Object, usage: dict[str, float] | None = None) -> PodView:
+    """Return a pod as it is shown."""
+    if pod["metadata"].get("deletionTimestamp"):
+        phase = "Terminating"
+    elif condition(pod).get("status") == "True":
+        phase = "Ready"
+    else:
+        phase = str(pod.get("status", {}).get("phase") or "Pending")
+    used = (usage or {}).get(pod["metadata"]["name"])
+    return PodView(
+        pod["metadata"]["name"], pod["spec"].get("nodeName") or "", phase, None if used is None else round(used, 1)
+    )
