@@ -544,7 +544,7 @@ def test_a_tool_without_a_pin_is_checked_by_its_publisher_and_recorded(
     publisher.files |= {PATH: BODY, SUMS: f"{sha(b'x')}  other\n{sha(BODY)}  t-linux-amd64\n".encode()}
     outcome = downloader.ensure_tool("t", tool(None))
     assert outcome.what == "t v1.2.3 downloaded, checked by the publisher's checksum file"
-    assert downloader.lock_file.tool_sha256("t", "v1.2.3", PLATFORM) == sha(BODY)
+    assert downloader.lock_file.tool_digest("t", "v1.2.3", PLATFORM) == sha(BODY)
     publisher.requests.clear()
     assert not downloader.ensure_tool("t", tool(None)).changed
     assert publisher.requests == []
@@ -556,7 +556,7 @@ def test_a_body_that_its_publisher_disowns_is_neither_installed_nor_recorded(
     publisher.files |= {PATH: b"evil", SUMS: f"{sha(BODY)}  t-linux-amd64\n".encode()}
     with pytest.raises(LabError, match="the wrong checksum"):
         downloader.ensure_tool("t", tool(None))
-    assert downloader.lock_file.tool_sha256("t", "v1.2.3", PLATFORM) == ""
+    assert downloader.lock_file.tool_digest("t", "v1.2.3", PLATFORM) == ""
     assert not (downloader.tools_dir / "t").exists()
 
 
@@ -568,7 +568,7 @@ def test_later_runs_hold_to_the_lock_even_against_the_publisher(publisher: Publi
     with pytest.raises(LabError) as refused:
         downloader.ensure_tool("t", tool(None))
     assert f"expected {sha(BODY)} (by versions.lock.yaml)" in str(refused.value)
-    assert downloader.lock_file.tool_sha256("t", "v1.2.3", PLATFORM) == sha(BODY)
+    assert downloader.lock_file.tool_digest("t", "v1.2.3", PLATFORM) == sha(BODY)
 
 
 @pytest.mark.parametrize(
@@ -646,7 +646,7 @@ def test_each_platform_asks_for_its_own_file(tmp_path: Path, publisher: Publishe
     path = f"/v1.2.3/t-{platform.replace('/', '-')}"
     publisher.files |= {path: BODY, SUMS: f"{sha(BODY)}  {path.rpartition('/')[2]}\n".encode()}
     assert downloader.ensure_tool("t", tool(None)).changed
-    assert downloader.lock_file.tool_sha256("t", "v1.2.3", platform) == sha(BODY)
+    assert downloader.lock_file.tool_digest("t", "v1.2.3", platform) == sha(BODY)
 
 
 # ---------------------------------------------------------------- a mirror with a CA and a user of its own
