@@ -34,6 +34,7 @@ AT_REST_TIMEOUT_S = 180
 SCALE_IN_TIMEOUT_S = 240
 # After the minimum is reached: the last pod drains and goes, and the picture shows that it stays so.
 REST_S = 8.0
+SILENT_S = 30.0
 WINDOW_S = 5.0
 # Not faults, but they do keep pods from being added for as long as the load lasts.
 LASTING = (reasons.Kind.AT_MAXIMUM, reasons.Kind.NO_METRICS, reasons.Kind.DISABLED)
@@ -148,6 +149,10 @@ def _wait_until_at_rest(kube: Kube, environment: str, plan: Plan) -> None:
         )  # fmt: skip
 
 
+class ClusterLostError(LabError):
+    """The API server has not answered for so long that what is known of the cluster says nothing any more."""
+
+
 class Run:
     """One run under way."""
 
@@ -173,7 +178,7 @@ class Run:
     def record(self) -> Recording:
         """Do the run and return all that was seen; Ctrl-C stops the load at once and ends the recording."""
         started = time.time()
-        interrupted = False
+        interrupted = lost = False
         with tempfile.TemporaryDirectory(prefix="gitops-lab-hpa-") as folder:
             targets = Path(folder) / "targets"
             targets.write_text(self._target)
@@ -183,6 +188,9 @@ class Run:
                     self._phases(targets)
             except KeyboardInterrupt:
                 interrupted = True
+            except ClusterLostError as error:
+                lost = True
+                console.warn(error.what)
             finally:
                 for load in self._loads.values():
                     load.stop()
@@ -198,7 +206,7 @@ class Run:
             load_began=self._load_began,
             load_ended=self._load_ended,
             ended=ended,
-            planned=self._planned(interrupted),
+            planned=self._planned(interrupted or lost),
             before=self._all(Phase.QUIET),
             during=self._all(Phase.LOAD),
             after=self._all(Phase.SCALE_IN),
@@ -208,6 +216,7 @@ class Run:
             obstacles=tuple(self._obstacles.values()),
             generator_cores=self._generator_cores,
             interrupted=interrupted,
+            lost=lost,
             notes=self._sampler.troubles(),
         )
 
@@ -236,6 +245,10 @@ class Run:
             self._tick(phase, load)
             if is_over(load):
                 return load
+            if self._sampler.silent_s() > SILENT_S:
+                raise ClusterLostError(
+                    f"The cluster has not answered for {SILENT_S:.0f} s: the run ends here.", "make status"
+                )
             next_tick += TICK_S
             time.sleep(max(0.0, min(next_tick, _end_of(load)) - time.time()))
 
@@ -325,12 +338,12 @@ class Run:
         load = self._loads.get(phase)
         return tuple(sorted(load.answers(), key=lambda a: a.due)) if load else ()
 
-    def _planned(self, interrupted: bool) -> int:
+    def _planned(self, cut_short: bool) -> int:
         """Return how many requests the load was to send, up to its end."""
         load = self._loads.get(Phase.LOAD)
         if load is None:
             return 0
-        return load.due(time.time()) if interrupted else sum(stage.requests for stage in self._plan.stages)
+        return load.due(time.time()) if cut_short else sum(stage.requests for stage in self._plan.stages)
 
 
 def _end_of(load: Load) -> float:

@@ -150,9 +150,14 @@ def render(view: View, trends: Trends) -> RenderableType:
     parts += [Text(f"{_clock(at)}  {what}", style="bold") for at, what in view.milestones]
     parts += [
         Text(f"         {e.reason}: {e.message}", style="dim", overflow="ellipsis", no_wrap=True)
-        for e in view.events[-SHOWN_EVENTS:]
+        for e in other_events(view)[-SHOWN_EVENTS:]
     ]
     return Panel(Group(*parts), title="hpa-demo", title_align="left", border_style="blue")
+
+
+def other_events(view: View) -> list[Event]:
+    """Return the events that are no milestones."""
+    return [e for e in view.events if e.reason != "SuccessfulRescale"]
 
 
 def _clock(seconds: float) -> str:
@@ -188,7 +193,7 @@ class Teller:
         found = []
         for at, what in view.milestones:
             found += self._once(f"{_clock(at)} » {what}")
-        for event in view.events:
+        for event in other_events(view):
             found += self._once(
                 f"{_clock(view.clock_s)}   {event.reason}: {event.message}", f"{event.last}{event.message}"
             )

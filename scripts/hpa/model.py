@@ -154,6 +154,7 @@ class Recording:
     obstacles: tuple[str, ...] = ()  # why it did not scale (further), while the load was on
     generator_cores: float = 0.0
     interrupted: bool = False
+    lost: bool = False  # the cluster stopped answering, which ended the run
     notes: tuple[str, ...] = ()
 
     @property

@@ -114,6 +114,7 @@ def as_data(recording: Recording, summary: Summary) -> dict[str, Any]:
             "load_began": None if recording.load_began is None else _iso(recording.load_began),
             "load_ended": None if recording.load_ended is None else _iso(recording.load_ended),
             "interrupted": recording.interrupted,
+            "lost": recording.lost,
         },
         "moments": {name: t(at) for name, at in asdict(summary.moments).items()},
         "checks": [asdict(c) for c in summary.checks],

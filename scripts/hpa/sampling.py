@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from scripts import console
+from scripts.causes import one_line
 from scripts.errors import LabError
 from scripts.hpa import reasons
 from scripts.hpa.model import Event, PodLife, PodView, Sample
@@ -30,6 +31,7 @@ METRICS_GROUP = ("metrics.k8s.io", "v1beta1")
 METRICS_SERVER_EVERY_S = 10.0
 HISTORY_S = 900
 FRESH_S = 3.0
+MAX_WHY = 160
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class Sampler:
         self._events: dict[tuple[str, int], Event] = {}
         self._lives: dict[str, PodLife] = {}
         self._recommendations: list[Recommendation] = []
-        self._troubles: list[str] = []
+        self._troubles: dict[str, tuple[int, str]] = {}
+        self._heard = time.monotonic()
         self._metrics_facts: Facts | None = None
         self._metrics_facts_at = 0.0
 
@@ -90,6 +93,7 @@ class Sampler:
         while not self._stop.is_set():
             try:
                 listed, version = self._kube.list_plain(watched.method, self._environment, **watched.selector)
+                self._heard = time.monotonic()
                 self.replace(watched.kind, listed)
                 changes = self._kube.watch(
                     watched.method, self._environment, version=version, timeout_s=WATCH_S,
@@ -102,7 +106,7 @@ class Sampler:
             except (ApiException, LabError) as error:
                 # 410: the version was too old, which a new list mends.
                 if getattr(error, "status", None) != 410:
-                    self._note(f"the watch of {watched.kind} objects was cut off and begun again ({_why(error)})")
+                    self._note(f"the watch of {watched.kind} objects was cut off and begun again", error)
                 self._stop.wait(RETRY_S)
 
     def _measure(self) -> None:
@@ -115,9 +119,13 @@ class Sampler:
                     label_selector=self._pod_selector,
                 )  # fmt: skip
                 usage = {item["metadata"]["name"]: usage_of(item) for item in found["items"]}
+                self._heard = time.monotonic()
             except (ApiException, LabError) as error:
                 usage = {}
-                self._note(f"the metrics API did not answer ({_why(error)})")
+                # An API server that refuses is there.
+                if isinstance(error, ApiException):
+                    self._heard = time.monotonic()
+                self._note("the metrics API did not answer", error)
             with self._lock:
                 self._usage = usage
             self._stop.wait(METRICS_EVERY_S)
@@ -187,11 +195,12 @@ class Sampler:
             kept = reasons.keep_recent(self._recommendations, moment, HISTORY_S)
             self._recommendations = [*kept, Recommendation(moment, wanted)]
 
-    def _note(self, trouble: str) -> None:
-        console.debug(trouble)
+    def _note(self, trouble: str, error: Exception) -> None:
+        why = one_line(_why(error), MAX_WHY)
+        console.debug(f"{trouble}: {why}")
         with self._lock:
-            if trouble not in self._troubles:
-                self._troubles.append(trouble)
+            count, first = self._troubles.get(trouble, (0, why))
+            self._troubles[trouble] = (count + 1, first)
 
     # --- asking
 
@@ -252,7 +261,14 @@ class Sampler:
     def troubles(self) -> tuple[str, ...]:
         """Return what could not be read in between."""
         with self._lock:
-            return tuple(self._troubles)
+            return tuple(
+                f"{trouble} ({f'{count} times; first: ' if count > 1 else ''}{first})"
+                for trouble, (count, first) in self._troubles.items()
+            )
+
+    def silent_s(self) -> float:
+        """Return for how long the API server has not answered."""
+        return time.monotonic() - self._heard
 
 
 def _moment(stamp: str | None, now: float) -> float:
@@ -262,7 +278,7 @@ def _moment(stamp: str | None, now: float) -> float:
 
 
 def _why(error: Exception) -> str:
-    return str(getattr(error, "reason", None) or getattr(error, "what", None) or error)[:160]
+    return str(getattr(error, "reason", None) or getattr(error, "what", None) or error)
 
 
 def millicores(quantity: str) -> float:

@@ -219,7 +219,9 @@ def _with_checks(recording: Recording, summary: Summary) -> Summary:
             f"{min(currents, default=0)} to {max(currents, default=0)} pods, bounds {capacity.minimum} to {capacity.maximum}",
         )
     )
-    if plan.wanted.wait_scale_in and not recording.interrupted:
+    if recording.lost:
+        checks.append(Check("the cluster answered", False, "it stopped to, which ended the run: make status"))
+    if plan.wanted.wait_scale_in and not (recording.interrupted or recording.lost):
         checks.append(_back_at_minimum(recording, summary))
     words = f": {'; '.join(summary.errors[:3])}" if summary.errors else ""
     checks.append(

@@ -17,6 +17,7 @@ from scripts.hpa import demo
 from scripts.hpa.model import Event, Phase, PodLife, PodView, Sample
 from scripts.hpa.profile import Capacity, Stage
 from scripts.hpa.reasons import Kind, Reason
+from scripts.hpa.timeline import summarise
 from scripts.settings import Edge, HpaSettings, Settings
 from tests.unit.hpa_facts import PLAN, WANTED, cond, deployment, facts, hpa, recording
 from tests.unit.test_hpa_generator import FAKE
@@ -108,6 +109,7 @@ class FakeSampler:
         self.stopped = False
         self.reasons: list[Reason] = []
         self.replicas = 2
+        self.silent = 0.0
         self.behave: Callable[[], None] = lambda: None
 
     def start(self) -> None:
@@ -124,6 +126,9 @@ class FakeSampler:
 
     def explain(self) -> list[Reason]:
         return self.reasons
+
+    def silent_s(self) -> float:
+        return self.silent
 
     def events(self) -> tuple[Event, ...]:
         return (Event("SuccessfulRescale", "New size: 4; reason: x", "Normal", 1, "", self.up),) if self.up else ()
@@ -242,6 +247,24 @@ def test_an_interrupt_stops_the_load_at_once_and_keeps_what_was_seen(
     assert found.load_ended is not None
     assert 0 < len(found.during) < 500
     assert abs(found.planned - len(found.during)) <= 5, "what was not sent any more was not planned"
+
+
+def test_a_cluster_that_no_longer_answers_ends_the_run_and_is_told(
+    run: Callable[..., tuple[demo.Run, FakeSampler]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    under_way, sampler = run(seconds=60)
+
+    def behave() -> None:
+        if Phase.LOAD in under_way._loads and under_way._loads[Phase.LOAD].answered() > 5:
+            sampler.silent = demo.SILENT_S + 1
+
+    sampler.behave = behave
+    found = under_way.record()
+    assert found.lost and not found.interrupted
+    assert 0 < len(found.during) < 1000
+    assert "The cluster has not answered for 30 s: the run ends here." in capsys.readouterr().err
+    names = [c.name for c in summarise(found).checks if not c.ok]
+    assert "the cluster answered" in names and "back at its minimum" not in names
 
 
 def test_the_exit_code_tells_whether_the_checks_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

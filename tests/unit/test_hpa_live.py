@@ -19,7 +19,10 @@ VIEW = View(
     plan=PLAN, phase=Phase.LOAD, phase_s=12.3, clock_s=12.3, wanted_rate=10, rate=9.8, failed=0, unanswered=2,
     p50_s=0.024, p95_s=0.061, p99_s=None, sample=SAMPLE, generator_cores=0.083,
     reasons=("new pods not ready: 2 new pods are starting.",),
-    events=(Event("SuccessfulRescale", "New size: 4; reason: above", "Normal", 1, "2026-05-01T12:00:00Z", 12.0),),
+    events=(
+        Event("SuccessfulRescale", "New size: 4; reason: above", "Normal", 1, "2026-05-01T12:00:00Z", 12.0),
+        Event("FailedGetResourceMetric", "no metrics", "Warning", 1, "2026-05-01T12:00:01Z", 12.1),
+    ),
     milestones=((0.0, "the load begins"), (11.9, "New size: 4; reason: above")),
 )  # fmt: skip
 
@@ -45,7 +48,7 @@ SHOWN = [
     "p50 24 ms", "p95 61 ms", "p99 -", "163 % of the request, target 70 %", "desired 4", "ready 2", "bounds 2 to 5",
     "0.08 of 2 CPUs", "worker ", "● aaaaa 163m", "worker2", "◐ bbbbb", "no node yet", "○ ccccc",
     "AbleToScale=True SucceededRescale", "! new pods not ready: 2 new pods are starting.", "+11.9 s  New size: 4",
-    "SuccessfulRescale: New size: 4; reason: above",
+    "FailedGetResourceMetric: no metrics",
 ]  # fmt: skip
 
 
@@ -53,6 +56,7 @@ def test_the_screen_shows_everything_that_is_to_be_watched() -> None:
     text = drawn(VIEW)
     missing = [words for words in SHOWN if words not in text]
     assert missing == []
+    assert text.count("New size: 4") == 1, "a rescale is a milestone, and told once"
     assert "can't reach" not in text
 
 
@@ -82,7 +86,7 @@ def test_lines_come_now_and_then_and_each_happening_once() -> None:
     teller = Teller()
     first = teller.lines(VIEW)
     assert [line.split("» ")[-1] for line in first[:2]] == ["the load begins", "New size: 4; reason: above"]
-    assert first[2].endswith("SuccessfulRescale: New size: 4; reason: above")
+    assert first[2].endswith("FailedGetResourceMetric: no metrics")
     assert len(first) == 4
     assert teller.lines(replace(VIEW, clock_s=13.3)) == []
     later = replace(VIEW, clock_s=12.3 + live.LINE_EVERY_S, milestones=(*VIEW.milestones, (17.0, "the load ends")))
@@ -95,5 +99,5 @@ def test_lines_come_now_and_then_and_each_happening_once() -> None:
 def test_the_same_event_again_is_told_again() -> None:
     teller = Teller()
     teller.lines(VIEW)
-    again = replace(VIEW.events[0], last="2026-05-01T12:01:00Z", count=2)
+    again = replace(VIEW.events[1], last="2026-05-01T12:01:00Z", count=2)
     assert len(teller.lines(replace(VIEW, clock_s=13, events=(*VIEW.events, again)))) == 1

@@ -3,6 +3,7 @@
 import http.server
 import json
 import queue
+import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ class Api(http.server.ThreadingHTTPServer):
         self.lists: dict[str, Any] = {}
         self.streams: dict[str, queue.Queue[Any]] = {}
         self.asked: list[tuple[str, dict[str, list[str]]]] = []
+        self.gone = False
 
     def tell(self, path: str, change: str, thing: Any) -> None:
         self.streams.setdefault(path, queue.Queue()).put({"type": change, "object": thing})
@@ -53,6 +55,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.server.gone:
+            self.close_connection = True
+            return
         parts = urlsplit(self.path)
         query = parse_qs(parts.query)
         self.server.asked.append((parts.path, query))
@@ -192,9 +197,25 @@ def test_a_refused_watch_is_noted_once_and_tried_again(
     api.cut(PODS)
     until(lambda: api.listed(PODS) >= 4)
     assert len(sampler.troubles()) == 1
-    assert sampler.troubles()[0].startswith("the watch of pod objects was cut off and begun again")
+    assert re.fullmatch(
+        r"the watch of pod objects was cut off and begun again \(\d+ times; first: Forbidden\)", sampler.troubles()[0]
+    )
     api.lists[PODS] = [pod("demo-app-1-z")]
     until(lambda: [p.name for p in sampler.sample().pods] == ["demo-app-1-z"])
+
+
+def test_an_api_server_that_is_gone_is_noticed(
+    api: Api, sampler: Sampler, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "METRICS_EVERY_S", 0.01)
+    monkeypatch.setattr(sampling, "RETRY_S", 0.01)
+    until(lambda: api.watched(PODS) == 1)
+    asked = len(api.asked)
+    until(lambda: len(api.asked) > asked + 3 and sampler.silent_s() < 1)
+    api.gone = True
+    until(lambda: sampler.silent_s() > 1.5)
+    assert any("the metrics API did not answer" in t for t in sampler.troubles())
+    assert all("\n" not in t for t in sampler.troubles())
 
 
 def event(uid: str, size: int, count: int, last: str) -> dict[str, Any]:
