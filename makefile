@@ -18,6 +18,11 @@ export GIT_URL ?=                   ## your own Git remote instead of the lab's 
 export KUBE_CONTEXT ?=              ## an existing cluster instead of kind
 export IMAGE_REPOSITORY ?=          ## with KUBE_CONTEXT: where the application is pushed to (host/name)
 export SUBNET ?=                    ## the lab network's subnet, where the engine's choice clashes with a VPN
+export IMAGE_MIRROR ?=              ## your own registry for every image: host[:port][/prefix] (IMAGE_MIRROR_USER, IMAGE_MIRROR_PASSWORD)
+export IMAGE_MIRROR_LAYOUT ?=       ## how it is laid out: prefix (a folder per upstream) or flat; found by a look if empty
+export DOWNLOAD_MIRROR ?=           ## https:// address below which the release files lie by their upstream paths
+export MIRROR_CA ?=                 ## file of the CA that signed the mirrors' certificates
+export VERSIONS_LOCK ?=             ## a lock file of your own, for a mirror of source-built images
 export ENV ?=                       ## the environment: dev, staging or production
 export TREE ?=                      ## the tree that kustomize-… look at (this one's flux-cd)
 export DRY_RUN ?= 1                 ## 0: kustomize-check without the dry run on a real API server
@@ -118,9 +123,19 @@ e2e-long: $(VENV)/.complete ## those that take minutes: kills, restarts, drains
 bench: $(VENV)/.complete ## measure setup, push and memory; JSON and a table
 	@$(LAB) bench
 
+##@ A mirror of one's own
+mirror-serve: $(VENV)/.complete ## serve one from this machine; BIND=<address> lets others read it
+	@$(LAB) mirror-serve
+mirror-fill: $(VENV)/.complete ## fill MIRROR=host[:port][/prefix] with all that a lab takes; PLATFORMS=…, ONLY=…
+	@$(LAB) mirror-fill
+mirror-verify: $(VENV)/.complete ## read it whole and compare every digest
+	@$(LAB) mirror-verify
+
 ##@ Housekeeping
-lock: $(VENV)/.complete ## derive all lock files from versions.yaml and requirements.in
+lock: $(VENV)/.complete ## derive all lock files from versions.yaml and requirements.in; FORCE=1 takes changed digests
 	@$(LAB) lock
+outdated: $(VENV)/.complete ## newer versions of what versions.yaml pins, seen in the mirror or upstream
+	@$(LAB) outdated
 clean: $(VENV)/.complete ## remove build output; CACHE=1 also the per-user cache
 	@$(LAB) clean
 help: ## this list

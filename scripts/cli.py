@@ -311,7 +311,55 @@ def _hpa_compare(_: Settings) -> int:
 def _lock(chosen: Settings) -> int:
     from scripts import relock
 
-    relock.relock(chosen, _pinned())
+    relock.relock(chosen, _pinned(), force=os.environ.get("FORCE") == "1")
+    return 0
+
+
+def _mirror_fill(chosen: Settings) -> int:
+    from scripts import mirror_options, mirrorfill
+
+    options = mirror_options.load(os.environ)
+    tally = mirrorfill.fill(chosen, _pinned(), options)
+    console.line(str(tally))
+    for name in tally.left_out:
+        console.line(f"  {name} can't be built from source: not in this mirror", "dim")
+    console.line("Next: `make mirror-verify` with the same variables.", "dim")
+    return 0
+
+
+def _mirror_list(_: Settings) -> int:
+    from scripts import mirrorset
+
+    console.raw(mirrorset.listing(_pinned()))
+    return 0
+
+
+def _mirror_verify(chosen: Settings) -> int:
+    from scripts import mirror_options, mirrorverify
+    from scripts.transfer import size_text
+
+    options = mirror_options.load(os.environ)
+    verdict = mirrorverify.verify(chosen, _pinned(), options)
+    for line in verdict.wrong:
+        console.error(line)
+    console.line(
+        f"{verdict.things} things, {size_text(verdict.read_bytes)} read, {len(verdict.wrong)} wrong: "
+        f"{mirrorverify.platforms_line(options)}"
+    )
+    return 1 if verdict.wrong else 0
+
+
+def _mirror_serve(chosen: Settings) -> int:
+    from scripts import mirror_options, mirrorserve
+
+    mirrorserve.serve(chosen, _pinned(), mirror_options.load(os.environ))
+    return 0
+
+
+def _outdated(chosen: Settings) -> int:
+    from scripts import outdated
+
+    outdated.render(outdated.look(chosen, _pinned()))
     return 0
 
 
@@ -350,7 +398,12 @@ COMMANDS: dict[str, Command] = {
     "kustomize-validate": _kustomize_validate,
     "lock": _lock,
     "logs": _logs,
+    "mirror-fill": _mirror_fill,
+    "mirror-list": _mirror_list,
+    "mirror-serve": _mirror_serve,
+    "mirror-verify": _mirror_verify,
     "new-environment": _new_environment,
+    "outdated": _outdated,
     "port-forward": _port_forward,
     "pre-push": _pre_push,
     "push": _push,
@@ -366,7 +419,8 @@ COMMANDS: dict[str, Command] = {
 }
 # Commands whose details nobody reads later.
 _QUIET = {
-    "app-tag", "hpa-compare", "hpa-status", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "kustomize-check",
+    "app-tag", "hpa-compare", "hpa-status", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "mirror-list",
+    "kustomize-check",
     "kustomize-diff", "pre-push", "hooks", "watch", "kustomize-structure", "kustomize-build", "kustomize-validate",
     "kustomize-lint", "kustomize-dry-run",
 }  # fmt: skip

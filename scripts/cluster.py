@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,8 @@ def cluster_is_ours(settings: Settings) -> bool:
 
 
 def fingerprint(config: str, image: str) -> str:
-    """Return a hash of all that a cluster is created from."""
-    return digest_of(config, image)[:16]
+    """Return a hash of all that a cluster is created from; an image by digest is the same wherever it came from."""
+    return digest_of(config, image.rpartition("@")[2])[:16]
 
 
 def ensure_cluster(settings: Settings, kind: Path, image: str, cgroup_v1: bool) -> Outcome:
@@ -217,6 +217,28 @@ def wire_registry(settings: Settings) -> None:
 
     with ThreadPoolExecutor(3, "wire") as pool:
         list(pool.map(wire, node_containers(settings)))
+
+
+# Reads files from standard input, each after a line "<number of lines> <path>".
+_UNPACK = """umask 077
+while read -r count path; do
+  mkdir -p "${path%/*}"
+  while [ "$count" -gt 0 ]; do IFS= read -r line; printf '%s\\n' "$line"; count=$((count-1)); done > "$path.new"
+  mv "$path.new" "$path"
+done"""
+
+
+def put_files(settings: Settings, files: Mapping[str, str]) -> None:
+    """Put text files onto every node, readable by root only; what they hold is in no command line."""
+    packed = "".join(
+        f"{len(text.splitlines())} {path}\n" + "\n".join([*text.splitlines(), ""]) for path, text in files.items()
+    )
+
+    def put(node: str) -> None:
+        docker("exec", "--interactive", node, "sh", "-euc", _UNPACK, input_text=packed)
+
+    with ThreadPoolExecutor(3, "files") as pool:
+        list(pool.map(put, node_containers(settings)))
 
 
 def preload(settings: Settings, images: Sequence[Image]) -> None:

@@ -25,7 +25,8 @@ from scripts.cache import write_atomically
 from scripts.hostfacts import mask_credentials
 from scripts.lockfile import LockFile
 from scripts.outcome import Outcome
-from scripts.transfer import DownloadError, Limits, Transfer, disk_error, require_tls
+from scripts.settings import Credentials
+from scripts.transfer import DownloadError, Limits, NotFoundError, Transfer, disk_error, is_loopback, require_tls
 from scripts.versions import Tool
 
 CHUNK_BYTES = 64 * 1024
@@ -60,6 +61,8 @@ class Downloader:
         lock_file: where digests that versions.yaml doesn't pin are recorded.
         base_url: what the start of an address is replaced by, as in {"https://github.com": "https://mirror.example/gh"}.
         limits: time limits and number of tries.
+        ca: what to trust the mirror by, instead of the usual authorities.
+        credentials: the mirror's user; nobody else's server sees it.
     """
 
     tools_dir: Path
@@ -67,6 +70,8 @@ class Downloader:
     lock_file: LockFile
     base_url: Mapping[str, str] | None = None
     limits: Limits = field(default_factory=Limits)
+    ca: Path | None = None
+    credentials: Credentials | None = None
 
     def ensure_tools(self, tools: Mapping[str, Tool]) -> Outcome:
         """Make every tool be there in its pinned version."""
@@ -86,7 +91,7 @@ class Downloader:
                 return Outcome(False, f"{name} {tool.version} found")
             part = self._fetch_verified(name, tool, expected)
             self._record(name, tool, expected)
-            for program, member in _programs(name, tool).items():
+            for program, member in programs_of(name, tool).items():
                 self._install(program, member, tool, part, expected)
             part.unlink()
         return Outcome(True, f"{name} {tool.version} downloaded, checked by {expected.source}")
@@ -99,22 +104,32 @@ class Downloader:
         console.note(f"{label} from {mask_credentials(url)}")
         with tempfile.TemporaryDirectory(prefix="gitops-lab-") as folder:
             path = Path(folder) / "checksums"
-            Transfer(label, url, path, self.limits, tls_only=True, max_bytes=MAX_CHECKSUMS_BYTES).run()
+            self._transfer(label, url, path, tls_only=True, max_bytes=MAX_CHECKSUMS_BYTES)
             text = path.read_text(encoding="utf-8", errors="replace")
         file_name = _file_name(tool.url_for(self.platform))
         sha256 = find_sha256(text, file_name)
         if not sha256:
-            raise DownloadError(
+            raise NotFoundError(
                 f"{label} don't name {file_name}.",
                 f"look at {mask_credentials(url)} and mend tools.{name} in versions.yaml",
             )
         return Expected(sha256, "the publisher's checksum file")
 
+    def published_digest(self, name: str, tool: Tool) -> Expected:
+        """Return the digest that the publisher gives; where it gives none beside the file, that of the file itself."""
+        if tool.checksums:
+            return self.published_sha256(name, tool)
+        url = self._mirrored(tool.url_for(self.platform))
+        with tempfile.TemporaryDirectory(prefix="gitops-lab-") as folder:
+            path = Path(folder) / "file"
+            self._transfer(f"{name} {tool.version}", url, path, tls_only=True)
+            return Expected(digest_like(path, "0" * 128), "the file itself")
+
     def _known_digest(self, name: str, tool: Tool) -> Expected | None:
         pinned = tool.pinned(self.platform)
         if pinned:
             return Expected(pinned, "versions.yaml")
-        recorded = self.lock_file.tool_sha256(name, tool.version, self.platform)
+        recorded = self.lock_file.tool_digest(name, tool.version, self.platform)
         return Expected(recorded, self.lock_file.path.name) if recorded else None
 
     def _record(self, name: str, tool: Tool, expected: Expected) -> None:
@@ -128,11 +143,20 @@ class Downloader:
                 return bases[base].rstrip("/") + url[len(base.rstrip("/")) :]
         return url
 
+    def _transfer(self, label: str, url: str, path: Path, tls_only: bool = False, max_bytes: int | None = None) -> None:
+        mirrored = any(url.startswith(base.rstrip("/") + "/") for base in (self.base_url or {}).values())
+        Transfer(
+            label, url, path, self.limits, tls_only=tls_only, max_bytes=max_bytes,
+            headers={"Authorization": self.credentials.basic} if mirrored and self.credentials else None,
+            verify=str(self.ca) if mirrored and self.ca else True,
+            direct=is_loopback(urlsplit(url).hostname or ""),
+        ).run()  # fmt: skip
+
     def _manifest_path(self, name: str) -> Path:
         return self.tools_dir / f".{name}.json"
 
     def _all_installed(self, name: str, tool: Tool, expected: Expected) -> bool:
-        return all(self._is_installed(program, tool, expected) for program in _programs(name, tool))
+        return all(self._is_installed(program, tool, expected) for program in programs_of(name, tool))
 
     def _is_installed(self, name: str, tool: Tool, expected: Expected) -> bool:
         path = self.tools_dir / name
@@ -159,16 +183,16 @@ class Downloader:
             if other != part:
                 other.unlink()
         started_with = part.stat().st_size if part.exists() else 0
-        if started_with and _digest_of(part, expected) == expected.digest:
+        if started_with and digest_like(part, expected.digest) == expected.digest:
             return part
-        Transfer(label, url, part, self.limits).run()
-        got = _digest_of(part, expected)
+        self._transfer(label, url, part)
+        got = digest_like(part, expected.digest)
         if got != expected.digest and started_with:
             # The piece from an earlier run may have been the bad one: once more, from the first byte.
             console.note(f"{label}: what an earlier run left does not fit; downloading all of it again")
             part.unlink()
-            Transfer(label, url, part, self.limits).run()
-            got = _digest_of(part, expected)
+            self._transfer(label, url, part)
+            got = digest_like(part, expected.digest)
         if got != expected.digest:
             size = part.stat().st_size
             part.unlink()
@@ -244,15 +268,15 @@ def _copy(source: IO[bytes], target: IO[bytes]) -> None:
         target.write(chunk)
 
 
-def _programs(name: str, tool: Tool) -> dict[str, str]:
+def programs_of(name: str, tool: Tool) -> dict[str, str]:
     """Return what a tool's file brings: names in the tools folder, and what each is called in the archive."""
     return {name: tool.member, **tool.also}
 
 
-def _digest_of(path: Path, expected: Expected) -> str:
-    """Return a file's digest in the form of the expected one."""
+def digest_like(path: Path, expected: str) -> str:
+    """Return a file's digest in the form of the expected one: SHA-512 or SHA-256."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha512" if len(expected.digest) == 128 else "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha512" if len(expected) == 128 else "sha256").hexdigest()
 
 
 def _sha256_of(path: Path) -> str:

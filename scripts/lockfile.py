@@ -6,7 +6,7 @@ A digest that changes under an unchanged version is refused: published files and
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,19 +21,19 @@ from scripts.versions import Image
 LOCK_FILE = ROOT / "versions.lock.yaml"
 
 _HEADER = (
-    "# Written by `make lock` and by the first use of what versions.yaml pins without a digest. Commit it: later runs\n"
-    "# hold to it, and a digest that changes under an unchanged version is refused unless FORCE=1.\n"
+    "# Written by `make lock`, and by the first use of what versions.yaml pins without a digest. Later runs hold to it;\n"
+    "# a digest that changes under an unchanged version is refused unless FORCE=1 make lock. Commit it.\n"
 )
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SUM = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class LockedTool:
-    """The SHA-256 of a tool's release file per platform, at one version."""
+    """The SHA-256 (or SHA-512, as it was published) of a tool's release file per platform, at one version."""
 
     version: str
-    sha256: Mapping[str, str] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class LockFile:
             raise self._damaged(str(error)) from None
         try:
             tools = {
-                name: LockedTool(tool["version"], {p: _checked(_SHA256, d) for p, d in tool["sha256"].items()})
+                name: LockedTool(tool["version"], {p: _checked(_SUM, d) for p, d in tool["digests"].items()})
                 for name, tool in (data.get("tools") or {}).items()
             }
             images = {name: _checked(_DIGEST, digest) for name, digest in (data.get("images") or {}).items()}
@@ -69,20 +69,20 @@ class LockFile:
             raise self._damaged(f"unexpected content: {error}") from None
         return Locked(tools, images)
 
-    def tool_sha256(self, name: str, version: str, platform: str) -> str:
-        """Return the recorded SHA-256 of a tool's release file, or nothing."""
+    def tool_digest(self, name: str, version: str, platform: str) -> str:
+        """Return the recorded digest of a tool's release file, or nothing."""
         tool = self.read().tools.get(name)
-        return tool.sha256.get(platform, "") if tool and tool.version == version else ""
+        return tool.digests.get(platform, "") if tool and tool.version == version else ""
 
-    def record_tool(self, name: str, version: str, platform: str, sha256: str, *, force: bool = False) -> bool:
-        """Record a tool's SHA-256 and return whether the file changed; raises LabError for a changed one."""
+    def record_tool(self, name: str, version: str, platform: str, digest: str, *, force: bool = False) -> bool:
+        """Record a tool's digest and return whether the file changed; raises LabError for a changed one."""
         with self._locked():
             locked = self.read()
             known = locked.tools.get(name)
             # A new version starts with an empty record: sums of the old one say nothing about it.
-            sums = dict(known.sha256) if known and known.version == version else {}
-            self._refuse_change(f"{name} {version} for {platform}", sums.get(platform, ""), sha256, force)
-            sums[platform] = _checked(_SHA256, sha256)
+            sums = dict(known.digests) if known and known.version == version else {}
+            self._refuse_change(f"{name} {version} for {platform}", sums.get(platform, ""), digest, force)
+            sums[platform] = _checked(_SUM, digest)
             return self._write(locked, replace(locked, tools={**locked.tools, name: LockedTool(version, sums)}))
 
     def record_image(self, tagged: str, digest: str, *, force: bool = False) -> bool:
@@ -103,6 +103,14 @@ class LockFile:
             self.record_image(image.tagged, digest)
         return replace(image, digest=digest)
 
+    def keep_only(self, tools: Collection[str], images: Collection[str]) -> bool:
+        """Drop the records of what is no longer part of the lab and return whether the file changed."""
+        with self._locked():
+            locked = self.read()
+            kept_tools = {n: t for n, t in locked.tools.items() if n in tools}
+            kept_images = {n: d for n, d in locked.images.items() if n in images}
+            return self._write(locked, Locked(kept_tools, kept_images))
+
     def _refuse_change(self, what: str, known: str, new: str, force: bool) -> None:
         if known and known != new and not force:
             raise LabError(
@@ -118,7 +126,7 @@ class LockFile:
         if new == old:
             return False
         data = {
-            "tools": {n: {"version": t.version, "sha256": dict(t.sha256)} for n, t in new.tools.items()},
+            "tools": {n: {"version": t.version, "digests": dict(t.digests)} for n, t in new.tools.items()},
             "images": dict(new.images),
         }
         cache.write_atomically(self.path, _HEADER + yaml.safe_dump(data, sort_keys=True, width=1000))

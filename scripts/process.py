@@ -189,8 +189,10 @@ class Background:
 
 
 @contextlib.contextmanager
-def background(args: Sequence[str | Path]) -> Iterator[Background]:
-    """Run a command beside the block and end it, with its children, afterwards."""
+def background(
+    args: Sequence[str | Path], env: Mapping[str, str] | None = None, grace_s: float = 0.0
+) -> Iterator[Background]:
+    """Run a command beside the block and end it, with its children, afterwards; first politely, if given the time."""
     argv = [str(a) for a in args]
     console.debug(f"$ {printable(argv)} &")
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
@@ -199,13 +201,22 @@ def background(args: Sequence[str | Path]) -> Iterator[Background]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            env={**os.environ, **env} if env else None,
             text=True,
             start_new_session=True,
         )
         try:
             yield Background(tuple(argv), process, output)
         finally:
+            if grace_s:
+                _ask_to_end(process, grace_s)
             kill_group(process)
+
+
+def _ask_to_end(process: subprocess.Popen[str], grace_s: float) -> None:
+    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=grace_s)
 
 
 @dataclass(frozen=True)

@@ -14,28 +14,25 @@ from pathlib import Path
 
 import requests
 
-from scripts import console, images, sourcebuild
-from scripts.cache import Cache, digest_of, digest_of_tree, lock
-from scripts.docker import docker, image_exists
-from scripts.downloads import Downloader
+from scripts import console, images, mirror_pull, pins, sourcebuild
+from scripts.cache import Cache, lock
 from scripts.engine import apt_install, is_root
 from scripts.errors import LabError
 from scripts.fluxcli import build_flux_cli
 from scripts.gobuild import build_module
 from scripts.hostfacts import current_platform
-from scripts.lockfile import LockFile
+from scripts.mirrors import ImageMirror
 from scripts.nodeimage import ensure_node_image
 from scripts.outcome import Outcome
-from scripts.settings import KIND_DIR, ROOT, ImageSource, Settings
+from scripts.settings import ImageSource, Settings
 from scripts.toolchain import ensure_go
 from scripts.versions import Versions
 
-LOCK_FILE = ROOT / "versions.lock.yaml"
 PROBE_URL = "https://registry.k8s.io/v2/"
 PROBE_TIMEOUT_S = 3.0
 TOOLS = ("kind", "kubectl", "kustomize", "kubeconform", "flux", "vegeta", "kube-apiserver")
 # In source mode: where each tool comes from.
-_TOOL_BINARIES = {
+TOOL_BINARIES = {
     "kind": ("kind", "kind"),
     "kubectl": ("kubernetes", "kubernetes"),
     "kustomize": ("kustomize", "kustomize"),
@@ -45,6 +42,8 @@ _TOOL_BINARIES = {
     "kube-apiserver": ("kubernetes", "kubernetes"),
     "etcd": ("etcd", "etcd"),
 }
+# What the engine itself runs or builds on, besides the Git server; nodes pull the rest.
+ENGINE_IMAGES = ("node", "registry", "python")
 # What the manifests' dry run needs: taken where it is there, not built for it alone.
 DRY_RUN_TOOLS = ("kube-apiserver", "etcd")
 _SOURCE_PROGRAMS = {"mmdebstrap": "mmdebstrap", "gcc": "gcc"}
@@ -63,6 +62,9 @@ class Provided:
     python_base: str
     # Whether manifests hold images to the publishers' digests: source-built images have digests of their own.
     pin_images: bool
+    # As versions.yaml has them, with the digests that this run holds to.
+    versions: Versions
+    mirror: ImageMirror | None = None
 
     def tool(self, name: str) -> Path:
         """Return the path of a tool."""
@@ -76,6 +78,8 @@ def choose_source(settings: Settings) -> tuple[ImageSource, str]:
     remembered = _remembered_file(settings)
     if remembered.exists():
         return ImageSource(remembered.read_text().strip()), "as this lab was set up"
+    if settings.image_mirror:
+        return ImageSource.REGISTRY, f"IMAGE_MIRROR={settings.image_mirror}"
     try:
         requests.head(PROBE_URL, timeout=PROBE_TIMEOUT_S, allow_redirects=True)
     except requests.RequestException as error:
@@ -105,9 +109,9 @@ def _remembered_file(settings: Settings) -> Path:
     return settings.state_dir / "image-source"
 
 
-def downloader(settings: Settings) -> Downloader:
-    """Return what puts release binaries into the tools folder."""
-    return Downloader(settings.tools_dir, current_platform(), LockFile(LOCK_FILE, settings.cache_dir / "locks"))
+def _ensure_tools(settings: Settings, versions: Versions, names: Iterable[str]) -> Outcome:
+    loader = pins.downloader(settings, versions, current_platform())
+    return loader.ensure_tools({name: versions.tools[name] for name in names})
 
 
 def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path) -> Outcome:
@@ -115,13 +119,13 @@ def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path) ->
     names = ("kustomize", "kubeconform", "flux")
     source, why = choose_source(settings)
     if source is ImageSource.REGISTRY:
-        return downloader(settings).ensure_tools({n: versions.tools[n] for n in (*names, "kube-apiserver")})
+        return _ensure_tools(settings, pins.effective(settings, versions), (*names, "kube-apiserver"))
     cache = Cache(settings.cache_dir)
     built = False
     with lock(settings.cache_dir / "locks" / "source-build.lock", "building the tools and images from source"):
         keys = sourcebuild.expected_entries(versions)
         for name in names:
-            module, binary = _TOOL_BINARIES[name]
+            module, binary = TOOL_BINARIES[name]
             folder = cache.find(module, keys[module])
             if not folder:
                 console.line(f"building {name} from source: {why}")
@@ -132,7 +136,7 @@ def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path) ->
                     folder, built = build_module(cache, go, module, versions.modules[module], log_dir)
             _link(folder / binary, settings.tools_dir / name)
         for name in DRY_RUN_TOOLS:
-            module, binary = _TOOL_BINARIES[name]
+            module, binary = TOOL_BINARIES[name]
             folder = cache.find(module, keys[module])
             if folder:
                 _link(folder / binary, settings.tools_dir / name)
@@ -153,7 +157,7 @@ def _provide_from_source(settings: Settings, versions: Versions, log_dir: Path) 
     ensure_source_programs()
     cache = Cache(settings.cache_dir)
     built = sourcebuild.ensure_source_set(cache, versions, log_dir)
-    for tool, (module, binary) in _TOOL_BINARIES.items():
+    for tool, (module, binary) in TOOL_BINARIES.items():
         _link(built.binary(module, binary), settings.tools_dir / tool)
     recipes = images.load_recipes(versions)
     by_name = {recipe.name: recipe for recipe in recipes}
@@ -169,7 +173,7 @@ def _provide_from_source(settings: Settings, versions: Versions, log_dir: Path) 
     did = [f"{len(built.built)} things built from source"] if built.built else []
     did += ["node image built"] if node_new else []
     return (
-        Provided(ImageSource.SOURCE, settings.tools_dir, node, registry, git_server, python_base, pin_images=False),
+        Provided(ImageSource.SOURCE, settings.tools_dir, node, registry, git_server, python_base, False, versions),
         Outcome(bool(did or registry_new), ", ".join(did) or "tools and images are in the cache"),
     )
 
@@ -189,34 +193,24 @@ def ensure_source_programs() -> None:
 
 
 def _provide_from_registry(settings: Settings, versions: Versions) -> tuple[Provided, Outcome]:
-    tools = downloader(settings).ensure_tools({name: versions.tools[name] for name in TOOLS})
-    pulled = _pull(versions.images[name].reference for name in ("node", "registry", "python", "alpine"))
-    folder = KIND_DIR / "git-server"
-    base = versions.images["alpine"].reference
-    git_server = images.build_git_server("alpine.Dockerfile", base, digest_of(base, digest_of_tree(folder)))
-    return (
-        Provided(
-            ImageSource.REGISTRY,
-            settings.tools_dir,
-            versions.images["node"].reference,
-            versions.images["registry"].reference,
-            git_server,
-            versions.images["python"].reference,
-            pin_images=True,
-        ),
-        Outcome(tools.changed or bool(pulled), f"{tools.what}, {len(pulled)} images pulled"),
+    pinned = pins.effective(settings, versions)
+    tools = _ensure_tools(settings, pinned, TOOLS)
+    pull = mirror_pull.open_pull(settings, versions, pinned)
+    pulled = pull.ensure(ENGINE_IMAGES)
+    git_server, pulled_too = pull.ensure_git_server()
+    provided = Provided(
+        ImageSource.REGISTRY,
+        settings.tools_dir,
+        pull.reference("node"),
+        pull.reference("registry"),
+        git_server,
+        pull.reference("python"),
+        pin_images=True,
+        versions=pinned,
+        mirror=pull.mirror,
     )
-
-
-def _pull(references: Iterable[str]) -> list[str]:
-    """Pull what the engine lacks, by digest; return what was pulled."""
-    pulled = []
-    for reference in references:
-        if not image_exists(reference):
-            console.note(f"pulling {reference.partition('@')[0]}")
-            docker("pull", "--quiet", reference, timeout_s=1800)
-            pulled.append(reference)
-    return pulled
+    count = len(pulled) + len(pulled_too)
+    return provided, Outcome(tools.changed or bool(count), f"{tools.what}, {count} images pulled")
 
 
 def _link(binary: Path, target: Path) -> None:

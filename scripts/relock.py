@@ -2,6 +2,7 @@
 
 Python: requirements.lock, app/requirements.lock, kind/source/wheels.lock (hashes, no index address).
 Go: kind/source/<name>/go.{mod,sum}, one wrapper module each.
+Digests: versions.lock.yaml (scripts/pins.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scripts import console
+from scripts import console, mirrorset, pins
 from scripts.cache import Cache
 from scripts.gobuild import SOURCE_DIR, module_dir
 from scripts.process import run
@@ -27,8 +28,13 @@ PYTHON_FLOOR = "3.11"
 _STAGED = re.compile(r"^\s*(?:replace\s+)?(k8s\.io/[a-z0-9-]+)\s+(?:v0\.0\.0(?:\s|$)|=>)", re.MULTILINE)
 
 
-def relock(settings: Settings, versions: Versions) -> None:
-    """Write all lock files anew and say which changed."""
+def relock(settings: Settings, versions: Versions, force: bool) -> None:
+    """Write all lock files anew and say which changed; with a lock of one's own (VERSIONS_LOCK) that one only."""
+    pins.lock_pins(
+        settings, versions, [mirrorset.git_server_image(versions)] if settings.versions_lock else [], force=force
+    )
+    if settings.versions_lock:
+        return
     with console.Board() as board:
         with board.task("Python"):
             _python(ROOT / "requirements.in", ROOT / "requirements.lock")

@@ -5,11 +5,12 @@ Every value of the environment is checked here, before anything changes. `make h
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +60,14 @@ class ImageSource(StrEnum):
     SOURCE = "source"
 
 
+class MirrorLayout(StrEnum):
+    """Where a mirror keeps an upstream's images: below the upstream's host name, or all together."""
+
+    AUTO = "auto"
+    PREFIX = "prefix"
+    FLAT = "flat"
+
+
 class Edge(StrEnum):
     """Whether the lab has an edge (Gateway API by Envoy Gateway)."""
 
@@ -76,6 +85,19 @@ class Profile(StrEnum):
 
 
 @dataclass(frozen=True)
+class Credentials:
+    """A user and a password; the password is in no printed form."""
+
+    user: str
+    password: str = field(repr=False)
+
+    @property
+    def basic(self) -> str:
+        """The value of an Authorization header."""
+        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+
+
+@dataclass(frozen=True)
 class Settings:
     """One run's names, ports and choices."""
 
@@ -90,6 +112,11 @@ class Settings:
     kube_context: str = ""
     image_repository: str = ""
     subnet: str = ""
+    image_mirror: str = ""
+    image_mirror_layout: MirrorLayout = MirrorLayout.AUTO
+    download_mirror: str = ""
+    mirror_ca: Path | None = None
+    versions_lock: Path | None = None
     tree: Path = FLUX_CD
     dry_run: bool = True
     cache_dir: Path = Path.home() / ".cache" / "gitops-lab"
@@ -187,7 +214,8 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _REMOTE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
 
 
-def _port(environ: Mapping[str, str], variable: str, default: int) -> int:
+def port(environ: Mapping[str, str], variable: str, default: int) -> int:
+    """Return the port that a variable names; raises UsageError for what is none."""
     text = environ.get(variable, "")
     if not text:
         return default
@@ -198,7 +226,7 @@ def _port(environ: Mapping[str, str], variable: str, default: int) -> int:
     return int(text)
 
 
-def _folder(environ: Mapping[str, str], variable: str, default: Path) -> Path:
+def folder_of(environ: Mapping[str, str], variable: str, default: Path) -> Path:
     """Return a base folder; a relative one is ignored, as the XDG specification asks."""
     text = environ.get(variable, "")
     return Path(text) if text and Path(text).is_absolute() else default
@@ -247,6 +275,60 @@ def _choice(environ: Mapping[str, str], variable: str, kind: type[StrEnum], defa
     return text
 
 
+_MIRROR = re.compile(
+    r"(?P<host>[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?)"
+    r"(?P<prefix>(/[a-z0-9]+([._-]+[a-z0-9]+)*)*)/?"
+)
+
+
+def image_mirror(text: str, variable: str = "IMAGE_MIRROR") -> str:
+    """Return host[:port][/prefix] of a registry; raises UsageError for anything else."""
+    if text and not _MIRROR.fullmatch(text):
+        # What was given is not repeated: an address with a password in it is the usual mistake.
+        raise UsageError(
+            f"{variable} is not host[:port][/prefix].",
+            f"leave out https:// and any user, as in {variable}=mirror.example:5443/lab (user: {variable}_USER)",
+        )
+    return text.rstrip("/")
+
+
+def _download_mirror(environ: Mapping[str, str]) -> str:
+    text = environ.get("DOWNLOAD_MIRROR", "")
+    parts = urlsplit(text)
+    if text and (parts.scheme != "https" or not parts.hostname):
+        raise UsageError(
+            "DOWNLOAD_MIRROR is not an https:// address.", "as in DOWNLOAD_MIRROR=https://mirror.example/files"
+        )
+    if parts.username or parts.password:
+        raise UsageError(
+            "DOWNLOAD_MIRROR holds a user name or a password, which would end up in logs.",
+            "take them out; on the image mirror's host IMAGE_MIRROR_USER holds for files too, elsewhere ~/.netrc",
+        )
+    return text.rstrip("/")
+
+
+def _file(environ: Mapping[str, str], variable: str) -> Path | None:
+    path = _path(environ, variable)
+    if path and not path.is_file():
+        raise UsageError(f"{variable}={path} is no file.", "give the path of a file that is there")
+    return path
+
+
+def _path(environ: Mapping[str, str], variable: str) -> Path | None:
+    """Return a path, absolute; not every shell expands ~ after `make NAME=`."""
+    text = environ.get(variable, "")
+    return Path(text).expanduser().absolute() if text else None
+
+
+def mirror_credentials(environ: Mapping[str, str] | None = None, variable: str = "IMAGE_MIRROR") -> Credentials | None:
+    """Return the user and password of the mirror from the environment, if they are there."""
+    env = os.environ if environ is None else environ
+    user, password = env.get(f"{variable}_USER", ""), env.get(f"{variable}_PASSWORD", "")
+    if bool(user) != bool(password):
+        raise UsageError(f"Only one of {variable}_USER and {variable}_PASSWORD is set.", "set both, or neither")
+    return Credentials(user, password) if user else None
+
+
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Return the settings that the environment asks for; raises UsageError for a value that can't be used."""
     env = os.environ if environ is None else environ
@@ -258,9 +340,9 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
             "use at most 40 lower-case letters, digits and dashes, with a letter or digit at both ends",
         )
     ports = {
-        "EDGE_PORT": _port(env, "EDGE_PORT", defaults.edge_port),
-        "REGISTRY_PORT": _port(env, "REGISTRY_PORT", defaults.registry_port),
-        "GIT_PORT": _port(env, "GIT_PORT", defaults.git_port),
+        "EDGE_PORT": port(env, "EDGE_PORT", defaults.edge_port),
+        "REGISTRY_PORT": port(env, "REGISTRY_PORT", defaults.registry_port),
+        "GIT_PORT": port(env, "GIT_PORT", defaults.git_port),
     }
     if len(set(ports.values())) < len(ports):
         shown = ", ".join(f"{k}={v}" for k, v in ports.items())
@@ -269,8 +351,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     if not _REMOTE_NAME.fullmatch(remote):
         raise UsageError(f"GIT_REMOTE={remote} can't name a remote.", "use letters, digits, dots and dashes, as in lab")
     home = Path(env.get("HOME", "") or Path.home())
-    cache = _folder(env, "XDG_CACHE_HOME", home / ".cache") / "gitops-lab"
-    state = _folder(env, "XDG_STATE_HOME", home / ".local" / "state") / "gitops-lab"
+    cache = folder_of(env, "XDG_CACHE_HOME", home / ".cache") / "gitops-lab"
+    state = folder_of(env, "XDG_STATE_HOME", home / ".local" / "state") / "gitops-lab"
     return Settings(
         cluster_name=name,
         image_source=ImageSource(_choice(env, "IMAGE_SOURCE", ImageSource, defaults.image_source)),
@@ -283,6 +365,13 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         kube_context=env.get("KUBE_CONTEXT", ""),
         image_repository=env.get("IMAGE_REPOSITORY", ""),
         subnet=_subnet(env),
+        image_mirror=image_mirror(env.get("IMAGE_MIRROR", "")),
+        image_mirror_layout=MirrorLayout(
+            _choice(env, "IMAGE_MIRROR_LAYOUT", MirrorLayout, defaults.image_mirror_layout)
+        ),
+        download_mirror=_download_mirror(env),
+        mirror_ca=_file(env, "MIRROR_CA"),
+        versions_lock=_path(env, "VERSIONS_LOCK"),
         dry_run=_switch(env, "DRY_RUN", defaults.dry_run),
         tree=Path(env.get("TREE", "") or FLUX_CD).expanduser(),
         cache_dir=cache,

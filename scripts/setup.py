@@ -10,7 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts import appimage, cluster, console, endpoints, flux, git, labfacts, manifests, preflight, sidecars, timings
+from scripts import (
+    appimage,
+    cluster,
+    console,
+    endpoints,
+    flux,
+    git,
+    labfacts,
+    manifests,
+    mirrors,
+    preflight,
+    sidecars,
+    timings,
+)
 from scripts import provide as providing
 from scripts.cache import Cache, lock, now_iso
 from scripts.docker import engine_info
@@ -183,9 +196,13 @@ def make_cluster(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
     cgroup_v1 = str(run.engine.get("CgroupVersion", "2")) == "1"
     made = cluster.ensure_cluster(run.settings, run.have.tool("kind"), run.have.node_image, cgroup_v1)
     cluster.wire_registry(run.settings)
+    if run.have.mirror:
+        names = mirrors.upstreams(run.have.versions)
+        host = mirrors.host_for_nodes(run.have.mirror.host)
+        cluster.put_files(run.settings, mirrors.hosts_files(run.have.mirror, names, host))
     cluster.label_workers(run.kube)
     if made.changed and run.have.pin_images:
-        cluster.preload(run.settings, [run.versions.images[name] for name in PRELOADED])
+        cluster.preload(run.settings, [run.have.versions.images[name] for name in PRELOADED])
     if made.changed:
         run.kube.apply([cluster.hosting_config_map(run.settings)])
     return Outcome(made.changed or beside.changed, f"{made.what}; {beside.what}")
@@ -218,7 +235,7 @@ def build_application(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
 def bootstrap_flux(run: Run, image: Future[Any]) -> Outcome:
     """Step 6: Flux, following the Git repository that this clone is pushed to."""
     settings, kube = run.settings, run.kube
-    installed = flux.ensure_flux(settings, kube, run.have.tool("flux"), run.versions, run.have.pin_images)
+    installed = flux.ensure_flux(settings, kube, run.have.tool("flux"), run.have.versions, run.have.pin_images)
     remote = git.ensure_remote(settings)
     pushed = git.push_main(settings, run.head)
     branches = git.ensure_environment_branches(settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ CHUNK_BYTES = 64 * 1024
 NOTE_EVERY_S = 0.2
 LONGEST_RETRY_AFTER_S = 30.0
 
-_RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
+RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _MEND_NETWORK = (
     "check the network, HTTPS_PROXY and NO_PROXY, then run again; IMAGE_SOURCE=source needs package mirrors only"
 )
@@ -28,6 +29,10 @@ _MEND_NETWORK = (
 
 class DownloadError(LabError):
     """A file could not be had as published."""
+
+
+class NotFoundError(DownloadError):
+    """The server answers, and does not have it."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,31 @@ class Transfer:
     """One file on its way to `path`, in as many requests as it takes."""
 
     def __init__(
-        self, label: str, url: str, path: Path, limits: Limits, *, tls_only: bool = False, max_bytes: int | None = None
-    ) -> None:
+        self, label: str, url: str, path: Path, limits: Limits, *, tls_only: bool = False, max_bytes: int | None = None,
+        headers: Mapping[str, str] | None = None, verify: str | bool = True, direct: bool = False,
+    ) -> None:  # fmt: skip
+        """Say what to bring.
+
+        Args:
+            label: what people call it.
+            url: where it is.
+            path: where it goes; what is there already is gone on with.
+            limits: tries and times.
+            tls_only: refuse a redirect to an address without TLS.
+            max_bytes: give up beyond this size.
+            headers: more request headers (an Authorization is not sent on to another host).
+            verify: a file with the CA to trust instead of the usual ones.
+            direct: no proxy.
+        """
         self._label = label
         self._url = url
         self._path = path
         self._limits = limits
         self._tls_only = tls_only
         self._max_bytes = max_bytes
+        self._headers = dict(headers or {})
+        self._verify = verify
+        self._direct = direct
         self._etag = ""
         self._total: int | None = None
         self._answered = False
@@ -69,6 +91,7 @@ class Transfer:
         """Bring the whole file; raises DownloadError saying what stands in the way."""
         limits = self._limits
         with requests.Session() as session:
+            session.trust_env = not self._direct
             for attempt in range(1, limits.tries + 1):
                 try:
                     self._attempt(session)
@@ -83,15 +106,16 @@ class Transfer:
 
     def _attempt(self, session: requests.Session) -> None:
         offset = self._path.stat().st_size if self._path.exists() else 0
-        headers = {"Accept-Encoding": "identity", "User-Agent": "gitops-lab"}
+        headers = {"Accept-Encoding": "identity", "User-Agent": "gitops-lab", **self._headers}
         if offset:
             headers["Range"] = f"bytes={offset}-"
             if self._etag:
                 headers["If-Range"] = self._etag
         try:
             with session.get(
-                self._url, headers=headers, stream=True, timeout=(self._limits.connect_s, self._limits.read_s)
-            ) as response:
+                self._url, headers=headers, stream=True, timeout=(self._limits.connect_s, self._limits.read_s),
+                verify=self._verify,
+            ) as response:  # fmt: skip
                 self._answered = True
                 self._receive(response, offset)
         except requests.RequestException as error:
@@ -117,6 +141,8 @@ class Transfer:
         self._etag = "" if etag.startswith("W/") else etag
         length = response.headers.get("Content-Length", "")
         self._total = offset + int(length) if length.isdigit() else None
+        # Some servers say of a .tar.gz that it is a tar, sent compressed: what is wanted is the file as it lies there.
+        response.raw.headers.pop("Content-Encoding", None)
         try:
             with self._path.open("r+b" if offset else "wb") as file:
                 file.seek(offset)
@@ -125,7 +151,7 @@ class Transfer:
                     offset += len(chunk)
                     if self._max_bytes and offset > self._max_bytes:
                         raise DownloadError(
-                            f"{self._label}: larger than {_size(self._max_bytes)}; that is no such file."
+                            f"{self._label}: larger than {size_text(self._max_bytes)}; that is no such file."
                         )
                     self._note(offset)
         except requests.RequestException:
@@ -133,24 +159,24 @@ class Transfer:
         except OSError as error:
             raise disk_error(error, self._path.parent) from None
         if self._total is not None and offset < self._total:
-            raise _Broken(f"the connection broke off after {_size(offset)} of {_size(self._total)}")
+            raise _Broken(f"the connection broke off after {size_text(offset)} of {size_text(self._total)}")
 
     def _note(self, offset: int) -> None:
         now = time.monotonic()
         if now - self._noted_at >= NOTE_EVERY_S:
             self._noted_at = now
-            of_total = f" of {_size(self._total)}" if self._total else ""
-            console.note(f"{self._label}: {_size(offset)}{of_total}")
+            of_total = f" of {size_text(self._total)}" if self._total else ""
+            console.note(f"{self._label}: {size_text(offset)}{of_total}")
 
     def _refused(self, response: requests.Response) -> Exception:
         status = response.status_code
         shown = mask_credentials(response.url)
-        if status in _RETRIED_STATUS:
+        if status in RETRIED_STATUS:
             seconds = response.headers.get("Retry-After", "")
             wait_s = min(float(seconds), LONGEST_RETRY_AFTER_S) if seconds.isdigit() else 0.0
             return _Broken(f"the server answered {status} {response.reason}", wait_s)
         if status in (404, 410):
-            return DownloadError(
+            return NotFoundError(
                 f"{self._label}: not found ({status}) at {shown}.",
                 "check the version and the url of this tool in versions.yaml, and that a mirror, if one is set, holds it",
             )
@@ -169,23 +195,23 @@ class Transfer:
         if isinstance(error, requests.exceptions.SSLError):
             return DownloadError(
                 f"{self._label}: the certificate of {host} can't be trusted.",
-                "if a proxy or mirror has a private CA, name its file: export REQUESTS_CA_BUNDLE=/path/to/ca.pem",
+                "if a mirror has a private CA, name it: MIRROR_CA=/path/to/ca.pem; for a proxy: export REQUESTS_CA_BUNDLE=…",
                 f"    {error}",
             )
         if isinstance(error, requests.exceptions.ProxyError):
-            return _Broken(f"the proxy for {host} can't be used ({mask_credentials(_reason(error))})")
+            return _Broken(f"the proxy for {host} can't be used ({mask_credentials(reason_of(error))})")
         if isinstance(error, requests.Timeout) or "timed out" in str(error).lower():
             return _Broken(f"{host} was silent for too long")
         if isinstance(error, requests.exceptions.ChunkedEncodingError):
             return _Broken(f"the connection to {host} broke off")
         if isinstance(error, requests.ConnectionError):
-            return _Broken(f"no connection to {host} ({_reason(error)})")
+            return _Broken(f"no connection to {host} ({reason_of(error)})")
         return DownloadError(f"{self._label}: {mask_credentials(str(error))}", _MEND_NETWORK)
 
     def _given_up(self, why: str, attempts: int) -> DownloadError:
         here = self._path.stat().st_size if self._path.exists() else 0
-        of_total = f" of {_size(self._total)}" if self._total else ""
-        kept = f" {_size(here)}{of_total} are here; the next run goes on from there." if here else ""
+        of_total = f" of {size_text(self._total)}" if self._total else ""
+        kept = f" {size_text(here)}{of_total} are here; the next run goes on from there." if here else ""
         return DownloadError(
             f"{self._label}: {why}, after {attempts} tries.{kept}",
             _MEND_NETWORK,
@@ -202,7 +228,7 @@ def disk_error(error: OSError, folder: Path) -> LabError:
     return LabError(f"{folder} can't be written: {error.strerror or error}.", f"check who owns {folder}")
 
 
-def _reason(error: requests.RequestException) -> str:
+def reason_of(error: requests.RequestException) -> str:
     """Return the innermost reason of a failed connection, without object addresses."""
     text = str(getattr(error.args[0], "reason", error.args[0]) if error.args else error).rpartition(": ")[2]
     while text.endswith(("'", '"')) or (text.endswith(")") and text.count(")") > text.count("(")):
@@ -210,14 +236,15 @@ def _reason(error: requests.RequestException) -> str:
     return text or type(error).__name__
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Return a size as people write it."""
     return f"{count} bytes" if count < 1024**2 else f"{count / 1024**2:.1f} MiB"
 
 
 def require_tls(url: str, label: str) -> None:
     """Refuse an address without TLS: a checksum that anybody on the way can change verifies nothing."""
     parts = urlsplit(url)
-    if parts.scheme == "https" or _is_loopback(parts.hostname or ""):
+    if parts.scheme == "https" or is_loopback(parts.hostname or ""):
         return
     raise DownloadError(
         f"{label} would be read without TLS from {mask_credentials(url)}.",
@@ -225,7 +252,8 @@ def require_tls(url: str, label: str) -> None:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine itself."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -36,7 +36,7 @@ def extra_stages(settings: Settings) -> tuple[ExtraStage, ...]:
     def lint(rendered: Sequence[Rendered], _: Options) -> list[Finding]:
         from scripts.check.lint import lint
 
-        return lint(rendered)
+        return lint(rendered, definitions(settings).kubernetes)
 
     def dry_run(rendered: Sequence[Rendered], _: Options) -> list[Finding]:
         from scripts import versions

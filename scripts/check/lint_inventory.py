@@ -206,6 +206,12 @@ class Inventory:
             self._by_kind[item.kind].append(item)
             self._by_place[item.kind, item.namespace].append(item)
 
+    @cached_property
+    def definitions_with_deprecations(self) -> list[Item]:
+        """The CRDs that may have a deprecated version: the text is asked first, since a CRD takes long to read."""
+        found = self.all("CustomResourceDefinition")
+        return [crd for crd in found if not crd.rendered.text or "deprecated: true" in crd.rendered.text]
+
     def all(self, *kinds: str) -> Iterator[Item]:
         """Yield every object of the kinds, wherever it is."""
         for kind in kinds:

@@ -185,7 +185,7 @@ def deprecated_api(item: Item, context: Context) -> Iterator[str]:
             )
         return
     group, _, version = item.resource.api_version.rpartition("/")
-    for crd in context.seen.all("CustomResourceDefinition") if "." in group else ():
+    for crd in context.seen.definitions_with_deprecations if "." in group else ():
         if dig(crd.spec, "group") == group and dig(crd.spec, "names", "kind") == item.kind:
             for served in mappings(crd.spec.get("versions")):
                 if served.get("name") == version and served.get("deprecated") is True:

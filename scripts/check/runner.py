@@ -16,7 +16,7 @@ from scripts.check.sourcefile import (
     source_from_record,
     source_to_record,
 )
-from scripts.check.store import Store, code_digest, digest, from_record, identity_of, to_record
+from scripts.check.store import Store, code_digest, digest, digest_of_text, from_record, identity_of, to_record
 from scripts.check.tree import Tree, join
 
 if TYPE_CHECKING:
@@ -153,7 +153,6 @@ def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Renderer]
             shared = Store(options.cache / "shared")
             validator = Validator(graph, options.kubeconform, store, shared, options.definitions())
             findings += validator.validate([a.rendering for a in renderings.applied])
-            store.drop_old("schema", validator.used_keys)
     findings += _extra_findings(options, store, renderings, clock)
     store.drop_old("renders", renderer.used_keys)
     report = Report(
@@ -187,7 +186,15 @@ def _extra_findings(options: Options, store: Store, renderings: Renderings, cloc
     built = [a for a in in_apply_order(renderings.applied) if a.rendering.built]
     rendered = [a.rendered for a in built]
     # What a stage sees, and the places that its findings name.
-    seen = [(a.rendering.spec.folder, a.names, a.rendering.texts, [str(p) for p in a.rendering.places]) for a in built]
+    seen = [
+        (
+            a.rendering.spec.folder,
+            a.names,
+            digest_of_text("".join(a.rendering.texts)),
+            [str(p) for p in a.rendering.places],
+        )
+        for a in built
+    ]
     content = digest(code_digest(), seen)
     for extra in wanted:
         with clock.of(extra.stage):

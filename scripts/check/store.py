@@ -64,6 +64,11 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
+def digest_of_text(text: str) -> str:
+    """Return a key for a text."""
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
 @cache
 def code_digest() -> str:
     """Return a digest of the code that makes the records, and of the libraries it stands on."""

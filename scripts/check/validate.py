@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from scripts.check.graph import Graph
 from scripts.check.locate import line_of_field
 from scripts.check.model import Finding, Resource, Severity, Stage
 from scripts.check.origin import split
-from scripts.check.store import Store, code_digest, digest, identity_of
+from scripts.check.store import Store, code_digest, digest, digest_of_text, identity_of
 from scripts.check.yamlfile import load_one
 from scripts.process import CommandError, run
 from scripts.schemas import TEMPLATE, CoreSchemas, ObjectKind, crd_schemas, defined_kind, without_descriptions
@@ -89,52 +89,54 @@ class Validator:
         # Of all trees together: a schema is the same for each.
         self.schemas = schemas
         self.definitions = definitions
-        self.used_keys: list[str] = []
 
     def validate(self, renderings: Sequence[Rendering]) -> list[Finding]:
         """Return what is wrong with the objects of some renderings."""
         tree_definitions = {t for r in renderings for t in r.texts if f"kind: {_DEFINITION}\n" in t}
         sources = digest(
-            code_digest(), self.definitions.kubernetes, identity_of(self.kubeconform), sorted(tree_definitions),
+            code_digest(), self.definitions.kubernetes, identity_of(self.kubeconform),
+            sorted(digest_of_text(t) for t in tree_definitions),
             [f"{f} {identity_of(f)}" for f in (*self.definitions.files, *_bundled())],
         )  # fmt: skip
-        messages: dict[str, dict[str, list[_Message]]] = {}
-        missing: list[Rendering] = []
-        keys = {id(r): digest(sources, r.texts) for r in renderings}
-        for rendering in renderings:
-            key = keys[id(rendering)]
-            self.used_keys.append(key)
-            record = self.store.get("schema", key)
-            if record is None:
-                missing.append(rendering)
-            else:
-                messages[key] = {text: [_Message(*m) for m in found] for text, found in record.items()}
+        # An object's text is looked at once, however often it is rendered and in whichever run.
+        known: dict[str, list[_Message]] = {
+            key: [_Message(*m) for m in found] for key, found in (self.store.get("schema", sources) or {}).items()
+        }
+        keys = {text: digest_of_text(text) for rendering in renderings for text in rendering.texts}
+        missing = [r for r in renderings if any(keys[t] not in known for t in r.texts)]
         if missing:
-            found = self._run(missing, tree_definitions)
-            for rendering in missing:
-                mine = {t: found[t] for t in rendering.texts if found.get(t)}
-                messages[keys[id(rendering)]] = mine
-                self.store.put(
-                    "schema", keys[id(rendering)],
-                    {t: [(m.pointer, m.text, m.no_schema) for m in ms] for t, ms in mine.items()},
-                )  # fmt: skip
+            known = {key: known[key] for key in keys.values() if key in known}
+            known |= {keys[text]: found for text, found in self._run(missing, tree_definitions, known, keys).items()}
+            record = {key: [(m.pointer, m.text, m.no_schema) for m in found] for key, found in known.items()}
+            self.store.put("schema", sources, record)
+        self.store.drop_old("schema", [sources])
         elsewhere = _Elsewhere.of(renderings)
         return [
             finding
             for rendering in renderings
-            for finding in self._findings(rendering, messages[keys[id(rendering)]], elsewhere)
+            for finding in self._findings(rendering, {t: known[keys[t]] for t in rendering.texts}, elsewhere)
         ]
 
-    def _run(self, renderings: Iterable[Rendering], definitions: Iterable[str]) -> dict[str, list[_Message]]:
-        """Return kubeconform's messages by an object's text; the same text is looked at once."""
+    def _run(
+        self,
+        renderings: Iterable[Rendering],
+        definitions: Iterable[str],
+        known: Mapping[str, object],
+        keys: Mapping[str, str],
+    ) -> dict[str, list[_Message]]:
+        """Return kubeconform's messages by the texts of objects that are not known yet."""
         objects: dict[str, ObjectKind] = {}
+        found: dict[str, list[_Message]] = {}
         for rendering in renderings:
             for text, resource in zip(rendering.texts, rendering.resources, strict=True):
+                if keys[text] in known:
+                    continue
+                found[text] = []
                 # A CRD describes itself; the API server is the judge of it (see the dry run).
-                if text not in objects and resource.kind != _DEFINITION:
+                if resource.kind != _DEFINITION:
                     objects[text] = ObjectKind.of(resource.api_version, resource.kind)
         if not objects:
-            return {}
+            return found
         texts = list(objects)
         with tempfile.TemporaryDirectory(prefix="gitops-lab-schema-") as folder:
             schemas, files = Path(folder) / "schemas", Path(folder) / "objects"
@@ -153,10 +155,9 @@ class Validator:
             results = json.loads(done.stdout)["resources"] or []
         except (ValueError, KeyError):
             raise CommandError(done.args, done.exit_code, done.stdout + done.stderr, "printed no result") from None
-        found: dict[str, list[_Message]] = {}
         for result in results:
             text = texts[int(Path(result["filename"]).stem)]
-            found.setdefault(text, []).extend(_messages(str(result.get("msg") or result.get("status"))))
+            found[text].extend(_messages(str(result.get("msg") or result.get("status"))))
         return found
 
     def _write_schemas(self, folder: Path, kinds: set[ObjectKind], definitions: Iterable[str]) -> None:

@@ -25,6 +25,14 @@ _INT = "tag:yaml.org,2002:int"
 _FLOAT = "tag:yaml.org,2002:float"
 _BOOL = "tag:yaml.org,2002:bool"
 _NULL = "tag:yaml.org,2002:null"
+_SEQ = "tag:yaml.org,2002:seq"
+_MAP = "tag:yaml.org,2002:map"
+# What may begin a number, a merge key or the like; and the words that are no text.
+_NUMERIC = frozenset("-+.0123456789<=")
+_WORDS = {
+    **{w: _BOOL for word in ("yes", "no", "true", "false", "on", "off") for w in (word, word.title(), word.upper())},
+    **dict.fromkeys(("~", "null", "Null", "NULL"), _NULL),
+}
 _BOOLS = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
 # A number to Go's YAML, a string to Python's.
 _EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
@@ -39,7 +47,7 @@ def compose(text: str) -> tuple[list[Node], list[Problem]]:
     problems: list[Problem] = []
     try:
         try:
-            nodes.extend(_documents(text, yaml.CSafeLoader))
+            nodes.extend(_documents(text, _Loader))
         except yaml.composer.ComposerError as error:
             # libyaml's composer refuses an anchor that is defined anew, which YAML and Kubernetes allow.
             if not str(error.problem or error.context).startswith(_SECOND_ANCHOR):
@@ -58,6 +66,27 @@ def compose(text: str) -> tuple[list[Node], list[Problem]]:
         )
         nodes = []
     return nodes, problems
+
+
+class _Loader(yaml.CSafeLoader):
+    """libyaml's composer with a quick answer to what a scalar is: PyYAML's own tries patterns on every one of them."""
+
+    def resolve(self, kind: type[Node], value: Any, implicit: Any) -> str:
+        """Return the tag of a node without one."""
+        if kind is ScalarNode:
+            if not implicit[0]:
+                return _STR
+            first = value[:1]
+            if first in _NUMERIC or not first:
+                return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
+            return _WORDS.get(value, _STR)
+        return _SEQ if kind is SequenceNode else _MAP
+
+    def descend_resolver(self, current_node: Node | None, current_index: Any) -> None:
+        """Do nothing: no tag here depends on where a node stands."""
+
+    def ascend_resolver(self) -> None:
+        """Do nothing."""
 
 
 class _AnchorsAnewLoader(yaml.SafeLoader):
@@ -80,13 +109,13 @@ def _documents(text: str, loader: Any) -> Iterator[Node]:
 def _documents_before(text: str) -> Iterator[Node]:
     """Yield the documents before the one that can't be read."""
     with contextlib.suppress(yaml.YAMLError):
-        yield from _documents(text, yaml.CSafeLoader)
+        yield from _documents(text, _Loader)
 
 
 def load_one(text: str) -> Any:
     """Return the first document of a text that a tool printed; raises ValueError for one that can't be read."""
     try:
-        return next((to_plain(node) for node in _documents(text, yaml.CSafeLoader)), None)
+        return next((to_plain(node) for node in _documents(text, _Loader)), None)
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"is not YAML: {error.problem or error.context}") from None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts import process
+from tests.unit.fake_registry import authority, new_registry, registry  # noqa: F401 - fixtures
 
 Until = Callable[[Callable[[], object]], None]
 

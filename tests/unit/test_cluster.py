@@ -78,6 +78,12 @@ def test_rendering_changes_nothing_the_next_rendering_sees() -> None:
     assert render_config(Settings(), False) == plain
 
 
+def test_an_image_by_digest_is_the_same_whatever_mirror_it_came_from() -> None:
+    digest = f"sha256:{'a' * 64}"
+    names = ("docker.io/kindest/node:v1", "mirror.example/docker.io/kindest/node:v1")
+    assert len({cluster.fingerprint("c", f"{name}@{digest}") for name in names}) == 1
+
+
 def test_a_fingerprint_changes_with_configuration_and_image() -> None:
     marks = {cluster.fingerprint(*inputs) for inputs in (("a", "i"), ("a", "j"), ("b", "i"), ("a", "i"))}
     assert len(marks) == 3
@@ -278,6 +284,25 @@ def test_every_node_is_told_where_the_registry_is(
     files = {str(path.relative_to(nodes)): path.read_text() for path in nodes.rglob("hosts.toml")}
     names = ("registry.lab", "localhost:5005")
     assert files == {f"{node}/certs.d/{name}/hosts.toml": wanted for node in "ab" for name in names}
+
+
+def test_files_reach_every_node_readable_by_root_only_and_stand_in_no_command_line(
+    programs: Programs, tmp_path: Path, settings: Settings
+) -> None:
+    # The fake engine runs the real shell script; each node has a folder of its own in place of /etc.
+    programs.add(
+        "docker",
+        f"""PATH=/usr/bin:/bin
+        if [ "$1" = ps ]; then printf 'a\\nb\\n'; exit; fi
+        sed "s|/etc/|{tmp_path}/$3/|" | "$4" "$5" "$6" """,
+    )
+    texts = {"/etc/x/hosts.toml": 'Authorization = "Basic c2VjcmV0"\n\\t%s $HOME\n', "/etc/ca.crt": "one\n\n  three\n"}
+    cluster.put_files(settings, texts)
+    for node in "ab":
+        files = [path for path in (tmp_path / node).rglob("*") if path.is_file()]
+        assert {f"/etc/{p.relative_to(tmp_path / node)}": p.read_text() for p in files} == texts
+        assert {p.stat().st_mode & 0o777 for p in files} == {0o600}
+    assert "c2VjcmV0" not in " ".join(" ".join(call) for call in programs.calls())
 
 
 def test_tools_are_told_where_the_registry_is(settings: Settings) -> None:

@@ -22,8 +22,10 @@ from scripts.downloads import Downloader, find_sha256
 from scripts.errors import LabError
 from scripts.lockfile import LockFile
 from scripts.outcome import Outcome
+from scripts.settings import Credentials
 from scripts.transfer import Limits
 from scripts.versions import PLATFORMS, Tool
+from tests.unit.fake_registry import FakeRegistry
 
 PLATFORM = "linux/amd64"
 BODY = bytes(range(256)) * 4096  # 1 MiB
@@ -97,6 +99,8 @@ class Publisher:
                 if wanted and fault != "no range":
                     self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
                 self.send_header("ETag", f'"{sha(data)}"')
+                if fault == "encoded":
+                    self.send_header("Content-Encoding", "gzip")
                 self.send_header("Content-Length", str(len(data) - start))
                 self.end_headers()
                 rest = data[start:]
@@ -163,6 +167,16 @@ def test_a_tool_is_downloaded_checked_and_made_executable(publisher: Publisher, 
     assert publisher.requests == [(PATH, "")]
     assert leftovers(downloader) == []
     assert not downloader.lock_file.path.exists()
+
+
+def test_an_archive_is_kept_as_it_lies_there_even_if_the_server_calls_it_compressed(
+    publisher: Publisher, downloader: Downloader
+) -> None:
+    packed = tar_gz(t=BODY)
+    publisher.files[PATH] = packed
+    publisher.faults[PATH] = ["encoded"]
+    assert downloader.ensure_tool("t", tool(packed, member="t")).changed
+    assert (downloader.tools_dir / "t").read_bytes() == BODY
 
 
 def test_a_tool_that_is_there_in_the_right_version_costs_no_request(
@@ -530,7 +544,7 @@ def test_a_tool_without_a_pin_is_checked_by_its_publisher_and_recorded(
     publisher.files |= {PATH: BODY, SUMS: f"{sha(b'x')}  other\n{sha(BODY)}  t-linux-amd64\n".encode()}
     outcome = downloader.ensure_tool("t", tool(None))
     assert outcome.what == "t v1.2.3 downloaded, checked by the publisher's checksum file"
-    assert downloader.lock_file.tool_sha256("t", "v1.2.3", PLATFORM) == sha(BODY)
+    assert downloader.lock_file.tool_digest("t", "v1.2.3", PLATFORM) == sha(BODY)
     publisher.requests.clear()
     assert not downloader.ensure_tool("t", tool(None)).changed
     assert publisher.requests == []
@@ -542,7 +556,7 @@ def test_a_body_that_its_publisher_disowns_is_neither_installed_nor_recorded(
     publisher.files |= {PATH: b"evil", SUMS: f"{sha(BODY)}  t-linux-amd64\n".encode()}
     with pytest.raises(LabError, match="the wrong checksum"):
         downloader.ensure_tool("t", tool(None))
-    assert downloader.lock_file.tool_sha256("t", "v1.2.3", PLATFORM) == ""
+    assert downloader.lock_file.tool_digest("t", "v1.2.3", PLATFORM) == ""
     assert not (downloader.tools_dir / "t").exists()
 
 
@@ -554,7 +568,7 @@ def test_later_runs_hold_to_the_lock_even_against_the_publisher(publisher: Publi
     with pytest.raises(LabError) as refused:
         downloader.ensure_tool("t", tool(None))
     assert f"expected {sha(BODY)} (by versions.lock.yaml)" in str(refused.value)
-    assert downloader.lock_file.tool_sha256("t", "v1.2.3", PLATFORM) == sha(BODY)
+    assert downloader.lock_file.tool_digest("t", "v1.2.3", PLATFORM) == sha(BODY)
 
 
 @pytest.mark.parametrize(
@@ -632,4 +646,48 @@ def test_each_platform_asks_for_its_own_file(tmp_path: Path, publisher: Publishe
     path = f"/v1.2.3/t-{platform.replace('/', '-')}"
     publisher.files |= {path: BODY, SUMS: f"{sha(BODY)}  {path.rpartition('/')[2]}\n".encode()}
     assert downloader.ensure_tool("t", tool(None)).changed
-    assert downloader.lock_file.tool_sha256("t", "v1.2.3", platform) == sha(BODY)
+    assert downloader.lock_file.tool_digest("t", "v1.2.3", platform) == sha(BODY)
+
+
+# ---------------------------------------------------------------- a mirror with a CA and a user of its own
+
+
+def mirrored(
+    tmp_path: Path, registry: FakeRegistry, ca: Path | None, credentials: Credentials | None = None
+) -> Downloader:
+    lock = LockFile(tmp_path / "versions.lock.yaml", tmp_path / "locks")
+    bases = {HOST: f"https://{registry.host}/files"}
+    return Downloader(tmp_path / "tools", PLATFORM, lock, bases, FAST, ca, credentials)
+
+
+def test_a_mirror_is_trusted_by_its_ca(registry: FakeRegistry, tmp_path: Path) -> None:
+    registry.files |= {f"/files{PATH}": BODY, f"/files{SUMS}": f"{sha(BODY)}  t-linux-amd64\n".encode()}
+    assert mirrored(tmp_path, registry, registry.authority.ca).ensure_tool("t", tool(None)).changed
+    assert registry.requests == [f"GET /files{SUMS}", f"GET /files{PATH}"]
+
+
+def test_a_mirror_of_another_ca_is_refused(registry: FakeRegistry, tmp_path: Path) -> None:
+    registry.files[f"/files{PATH}"] = BODY
+    with pytest.raises(LabError, match=r"the certificate of 127\.0\.0\.1 can't be trusted") as refused:
+        mirrored(tmp_path, registry, None).ensure_tool("t", tool())
+    assert "MIRROR_CA=" in refused.value.mend
+    assert not (tmp_path / "tools" / "t").exists()
+
+
+def test_the_mirrors_user_is_shown_to_the_mirror_only(
+    publisher: Publisher, registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[str, object]] = []
+    real = transfer.requests.Session.get
+
+    def get(session: object, url: str, **options: object) -> object:
+        shown.append((url, options["headers"].get("Authorization")))  # type: ignore[attr-defined]
+        return real(session, url, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(transfer.requests.Session, "get", get)
+    registry.files[f"/files{PATH}"] = BODY
+    publisher.files["/x"] = BODY
+    loader = mirrored(tmp_path, registry, registry.authority.ca, Credentials("me", "secret"))
+    loader.ensure_tool("t", tool())
+    loader.ensure_tool("u", Tool("v1", publisher.url + "/x", publisher.url + "/y", "", {PLATFORM: sha(BODY)}))
+    assert [authorization for _, authorization in shown] == [Credentials("me", "secret").basic, None]

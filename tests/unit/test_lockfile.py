@@ -18,16 +18,23 @@ def lock(tmp_path: Path) -> LockFile:
 
 
 def test_nothing_is_recorded_before_the_first_use(lock: LockFile) -> None:
-    assert lock.tool_sha256("vegeta", "v1", "linux/amd64") == ""
+    assert lock.tool_digest("vegeta", "v1", "linux/amd64") == ""
     assert not lock.path.exists()
 
 
 def test_a_record_is_found_again_for_its_version_and_platform_only(lock: LockFile) -> None:
     assert lock.record_tool("vegeta", "v1", "linux/amd64", A)
     assert lock.record_tool("vegeta", "v1", "darwin/arm64", B)
-    assert lock.tool_sha256("vegeta", "v1", "linux/amd64") == A
-    assert lock.tool_sha256("vegeta", "v1", "linux/arm64") == ""
-    assert lock.tool_sha256("vegeta", "v2", "linux/amd64") == ""
+    assert lock.tool_digest("vegeta", "v1", "linux/amd64") == A
+    assert lock.tool_digest("vegeta", "v1", "linux/arm64") == ""
+    assert lock.tool_digest("vegeta", "v2", "linux/amd64") == ""
+
+
+def test_a_sha512_is_a_record_too(lock: LockFile) -> None:
+    lock.record_tool("kube-apiserver", "v1", "linux/amd64", A * 2)
+    assert lock.tool_digest("kube-apiserver", "v1", "linux/amd64") == A * 2
+    with pytest.raises(ValueError, match="is not a digest"):
+        lock.record_tool("kube-apiserver", "v1", "linux/arm64", A + "b")
 
 
 def test_writing_the_same_again_changes_nothing(lock: LockFile) -> None:
@@ -45,20 +52,20 @@ def test_a_changed_digest_under_an_unchanged_version_is_refused(lock: LockFile) 
     assert A in str(refused.value)
     assert B in str(refused.value)
     assert "FORCE=1" in refused.value.mend
-    assert lock.tool_sha256("vegeta", "v1", "linux/amd64") == A
+    assert lock.tool_digest("vegeta", "v1", "linux/amd64") == A
 
 
 def test_a_changed_digest_is_taken_when_forced(lock: LockFile) -> None:
     lock.record_tool("vegeta", "v1", "linux/amd64", A)
     assert lock.record_tool("vegeta", "v1", "linux/amd64", B, force=True)
-    assert lock.tool_sha256("vegeta", "v1", "linux/amd64") == B
+    assert lock.tool_digest("vegeta", "v1", "linux/amd64") == B
 
 
 def test_a_new_version_drops_the_sums_of_the_old_one(lock: LockFile) -> None:
     lock.record_tool("vegeta", "v1", "linux/amd64", A)
     lock.record_tool("vegeta", "v1", "linux/arm64", A)
     lock.record_tool("vegeta", "v2", "linux/amd64", B)
-    assert dict(lock.read().tools["vegeta"].sha256) == {"linux/amd64": B}
+    assert dict(lock.read().tools["vegeta"].digests) == {"linux/amd64": B}
 
 
 def test_an_image_is_resolved_once(lock: LockFile) -> None:
@@ -112,7 +119,7 @@ def test_the_file_is_sorted_and_reads_as_plain_yaml(lock: LockFile) -> None:
         "tools: [",
         "- a\n",
         "tools: {vegeta: v1}\n",
-        f"tools: {{vegeta: {{version: v1, sha256: {{linux/amd64: {A[:-1]}}}}}}}\n",
+        f"tools: {{vegeta: {{version: v1, digests: {{linux/amd64: {A[:-1]}}}}}}}\n",
     ],
 )
 def test_a_damaged_file_is_refused_and_kept(lock: LockFile, text: str) -> None:

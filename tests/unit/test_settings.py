@@ -194,3 +194,58 @@ def test_an_error_reads_as_what_is_wrong_and_how_to_mend_it() -> None:
         "    line 2",
         "To mend it: mend it",
     ]
+
+
+# ---------------------------------------------------------------- mirrors
+
+
+@pytest.mark.parametrize(
+    ("given", "mirror"),
+    [
+        ("", ""),
+        ("mirror.example", "mirror.example"),
+        ("mirror.example:5443/team/lab/", "mirror.example:5443/team/lab"),
+        ("127.0.0.1:5443", "127.0.0.1:5443"),
+    ],
+)
+def test_a_mirror_is_a_host_and_perhaps_a_prefix(given: str, mirror: str) -> None:
+    assert load({"IMAGE_MIRROR": given}).image_mirror == mirror
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("IMAGE_MIRROR", "https://mirror.example", "is not host[:port][/prefix]"),
+        ("IMAGE_MIRROR", "user:hunter22@mirror.example", "is not host[:port][/prefix]"),
+        ("IMAGE_MIRROR", "mirror.example/UPPER", "is not host[:port][/prefix]"),
+        ("IMAGE_MIRROR_LAYOUT", "flatt", "IMAGE_MIRROR_LAYOUT=flatt is not known"),
+        ("DOWNLOAD_MIRROR", "http://mirror.example/files", "is not an https:// address"),
+        ("DOWNLOAD_MIRROR", "mirror.example", "is not an https:// address"),
+        ("DOWNLOAD_MIRROR", "https://user:" + "hunter22@mirror.example", "holds a user name or a password"),
+        ("MIRROR_CA", "/nobody/has/this.pem", "is no file"),
+    ],
+)
+def test_a_mirror_that_can_not_be_used_is_refused_and_no_password_repeated(
+    variable: str, value: str, says: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        load({variable: value})
+    assert says in str(refused.value)
+    assert refused.value.mend
+    assert "hunter22" not in str(refused.value)
+
+
+def test_mirror_settings_are_read(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.touch()
+    found = load(
+        {
+            "IMAGE_MIRROR_LAYOUT": "flat",
+            "DOWNLOAD_MIRROR": "https://mirror.example/files/",
+            "MIRROR_CA": str(ca),
+            "VERSIONS_LOCK": str(tmp_path / "own.yaml"),
+        }
+    )
+    assert (str(found.image_mirror_layout), found.download_mirror) == ("flat", "https://mirror.example/files")
+    assert (found.mirror_ca, found.versions_lock) == (ca, tmp_path / "own.yaml")
+    assert load({"VERSIONS_LOCK": "~/own.yaml"}).versions_lock == Path.home() / "own.yaml", "zsh leaves the ~ there"

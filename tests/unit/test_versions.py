@@ -5,13 +5,14 @@ import pytest
 
 from scripts import versions
 from scripts.errors import LabError
+from scripts.lockfile import LOCK_FILE, LockFile
 from scripts.settings import ROOT
 from scripts.versions import PLATFORMS, VERSIONS_FILE, Tool
 
-# Without a sum in versions.yaml: verified by the publisher's checksum file and held by versions.lock.yaml.
-VERIFIED_BY_PUBLISHER = {"vegeta"}
-# Without a digest in versions.yaml: locked on first use.
-LOCKED_ON_FIRST_USE: set[str] = set()
+# Without a sum in versions.yaml, and why: verified by the publisher's checksum file and held by versions.lock.yaml.
+VERIFIED_BY_PUBLISHER = {"vegeta": "no public file was found that records its sums"}
+# Without a digest in versions.yaml, and why: locked on first use.
+LOCKED_ON_FIRST_USE: dict[str, str] = {}
 
 
 def broken(tmp_path: Path, find: str, put: str) -> Path:
@@ -78,6 +79,18 @@ def test_every_tool_has_a_sum_for_every_platform_or_is_verified_by_its_publisher
         assert tool.checksums.startswith("https://")
     else:
         assert re.fullmatch("[0-9a-f]{64}|[0-9a-f]{128}", tool.pinned(platform))
+
+
+def test_the_lock_file_repeats_every_pin() -> None:
+    """So that a pin that is changed under an unchanged version is seen. After a change of versions.yaml: make lock."""
+    found, locked = versions.load(), LockFile(LOCK_FILE).read()
+    assert {i.tagged: i.digest for i in found.images.values() if i.digest}.items() <= locked.images.items()
+    assert set(locked.images) <= {i.tagged for i in found.images.values()}
+    for name, tool in found.tools.items():
+        pinned = {platform: tool.pinned(platform) for platform in PLATFORMS if tool.pinned(platform)}
+        if pinned:
+            assert (locked.tools[name].version, dict(locked.tools[name].digests)) == (tool.version, pinned)
+    assert set(locked.tools) <= set(found.tools)
 
 
 def test_no_sum_stands_for_two_files() -> None:
