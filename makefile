@@ -43,7 +43,7 @@ $(VENV)/.complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, this is %s. To mend it: make PYTHON=python3.12" % sys.version.split()[0])'
 	@echo "preparing the Python environment"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@$(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@touch $@
 
 ##@ The lab
