@@ -253,18 +253,14 @@ class Run:
             time.sleep(max(0.0, min(next_tick, _end_of(load)) - time.time()))
 
     def _is_back(self, load: Load) -> bool:
-        """Whether the autoscaler is at its minimum for a while; or the time is up."""
-        at_rest = [s for s in self._samples if s.at >= time.time() - REST_S - TICK_S]
+        """Whether the autoscaler has been at its minimum for a while, with the load seen to be over; or the time is up."""
         minimum = self._plan.capacity.minimum
-        is_back = time.time() - load.began > REST_S and all(
-            s.current == minimum and s.ready == minimum for s in at_rest
-        )
+        last = self._samples[-1]
+        away = (s.at for s in reversed(self._samples) if s.current != minimum or s.ready != minimum)
+        rested_s = last.at - max(load.began, next(away, load.began))
         # Right after a load the autoscaler may not have seen it at all yet.
-        return (is_back and self._cpu_has_fallen()) or not load.is_sending
-
-    def _cpu_has_fallen(self) -> bool:
-        sample = self._samples[-1]
-        return (sample.hpa_cpu_percent or 0) <= self._plan.capacity.target_percent
+        calm = (last.hpa_cpu_percent or 0) <= self._plan.capacity.target_percent
+        return (rested_s >= REST_S and calm) or not load.is_sending
 
     @contextlib.contextmanager
     def _shown(self) -> Iterator[None]:

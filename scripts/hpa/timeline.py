@@ -161,7 +161,7 @@ def _first(samples: Iterable[Sample], holds: Callable[[Sample], bool]) -> float 
 
 def _back_at(samples: Sequence[Sample], ended: float | None, minimum: int) -> float | None:
     """Return when the number of pods came back to the minimum for good."""
-    if ended is None or not samples or samples[-1].current > minimum:
+    if ended is None:
         return None
     back = None
     for sample in reversed(samples):
@@ -272,7 +272,7 @@ def _rate_kept(recording: Recording, summary: Summary) -> Check:
     if late is not None and late > LATE_S:
         told += f"; 1 in 100 was sent more than {late * 1000:.0f} ms late, which its latency contains"
     if share < RATE_KEPT:
-        told += "; this machine can't reach the rate: lower HPA_RATE, or quiet the machine"
+        told += "; this machine can't reach the rate, or too many requests wait at once: lower HPA_RATE, or quiet the machine"
     return Check("the load was what was asked for", share >= RATE_KEPT, told)
 
 

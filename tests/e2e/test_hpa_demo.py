@@ -378,14 +378,6 @@ def test_every_profile_scales_dev_out_and_fails_no_request(make, profile):
 
 
 @pytest.mark.long
-def test_a_rate_that_the_machine_cannot_reach_fails_honestly(make):
-    done = demo(make, ENV="dev", HPA_DURATION="30", HPA_RATE="2000", WAIT_SCALE_IN="0")
-    assert done.code != 0
-    wrong = [c["name"] for c in done.data["checks"] if not c["ok"]]
-    assert set(wrong) & {"the load was what was asked for", "no failed request"}, done.output
-
-
-@pytest.mark.long
 def test_two_runs_are_compared_in_a_table_and_a_picture(make):
     runs: Sequence[Demo] = [
         demo(make, ENV="dev", HPA_DURATION="45", HPA_RATE=rate, WAIT_SCALE_IN="0") for rate in ("6", "9")

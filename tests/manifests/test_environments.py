@@ -102,6 +102,18 @@ def test_the_replica_count_is_the_autoscalers_alone(deployment: Object, tree: Tr
     assert [m["resource"]["name"] for m in autoscaler["metrics"]] == ["cpu"]
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_the_way_back_to_the_minimum_fits_the_90_s_that_are_promised(name: str, render: Callable[[Path], Tree]) -> None:
+    autoscaler = render(OVERLAYS / name).one("HorizontalPodAutoscaler")["spec"]
+    down = autoscaler["behavior"]["scaleDown"]
+    (policy,) = down["policies"]
+    assert policy["type"] == "Pods"
+    steps = -(-(autoscaler["maxReplicas"] - autoscaler["minReplicas"]) // policy["value"])
+    # The figures fall up to 20 s after the load; then the window, and a period between one step and the next.
+    assert 20 + down["stabilizationWindowSeconds"] + (steps - 1) * policy["periodSeconds"] <= 90
+    assert autoscaler["behavior"]["scaleUp"]["stabilizationWindowSeconds"] == 0
+
+
 def test_limits_fit_the_requests_and_the_limit_range(container: Object, tree: Tree) -> None:
     resources, (limits,) = container["resources"], tree.one("LimitRange")["spec"]["limits"]
     for resource in ("cpu", "memory"):

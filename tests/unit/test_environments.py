@@ -30,16 +30,6 @@ def invalid(flux_cd: Path) -> None:
     raise LabError("1 of the checks failed.", "mend these files", f"    {flux_cd}/x: no such field")
 
 
-@pytest.fixture(autouse=True)
-def person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    config = tmp_path / "gitconfig"
-    config.write_text("[user]\nname = A Person\nemail = person@example.com\n[init]\ndefaultBranch = main\n")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
-    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A working copy with this tree's flux-cd, as far as it is the lab's own, committed."""

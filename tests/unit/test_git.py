@@ -34,17 +34,6 @@ class Repository:
 
 
 @pytest.fixture(autouse=True)
-def person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep this machine's Git configuration, and a hook's variables, out of the tests."""
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    config = tmp_path / "gitconfig"
-    config.write_text("[user]\nname = A Person\nemail = person@example.com\n[init]\ndefaultBranch = main\n")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
-    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
-
-
-@pytest.fixture(autouse=True)
 def three_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this tree has been given since."""
     monkeypatch.setattr(git, "environments", lambda: list(OWN_ENVIRONMENTS))
