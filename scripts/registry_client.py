@@ -18,7 +18,6 @@ import requests
 from scripts import console
 from scripts.oci import MANIFEST_TYPES, Manifest, file_digest
 from scripts.registry_errors import (
-    BrokenError,
     Endpoint,
     RegistryError,
     altered,
@@ -28,7 +27,15 @@ from scripts.registry_errors import (
     require,
     said,
 )
-from scripts.transfer import LONGEST_RETRY_AFTER_S, RETRIED_STATUS, Limits, Transfer, is_loopback, size_text
+from scripts.transfer import (
+    RETRIED_STATUS,
+    BrokenError,
+    Limits,
+    Transfer,
+    broken_by_status,
+    is_loopback,
+    size_text,
+)
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 UPLOAD_CHUNK_BYTES = 16 * 1024 * 1024
@@ -176,7 +183,7 @@ class RegistryClient:
                     failures += 1
                     if failures == limits.tries:
                         raise given_up(self.endpoint, f"{label}: {broken}", failures, self._answered) from None
-                    time.sleep(broken.retry_after_s or limits.backoff_s * 2 ** (failures - 1))
+                    time.sleep(limits.pause_s(broken, failures))
                     location, offset = self._upload_state(repository, location)
 
     def tags(self, repository: str) -> list[str]:
@@ -262,7 +269,7 @@ class RegistryClient:
                 # A host that never answered won't for the fifth time either: say so soon.
                 if attempt == limits.tries or (not self._answered and attempt == 2):
                     raise given_up(self.endpoint, str(broken), attempt, self._answered) from None
-                pause = broken.retry_after_s or limits.backoff_s * 2 ** (attempt - 1)
+                pause = limits.pause_s(broken, attempt)
                 console.note(f"{self.endpoint.host}: {broken}; trying again in {pause:.1f} s")
                 time.sleep(pause)
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -276,9 +283,7 @@ class RegistryClient:
         if response.status_code == 401 and self._authorize(scope, response.headers.get("WWW-Authenticate", "")):
             response = self._request(method, url, {**(headers or {}), **self._authorized(scope)}, data, stream)
         if response.status_code in RETRIED_STATUS:
-            seconds = response.headers.get("Retry-After", "")
-            wait_s = min(float(seconds), LONGEST_RETRY_AFTER_S) if seconds.isdigit() else 0.0
-            raise BrokenError(f"it answered {response.status_code} {response.reason}", wait_s)
+            raise broken_by_status(response, "it")
         return response
 
     def _request(

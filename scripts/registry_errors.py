@@ -9,7 +9,7 @@ import requests
 
 from scripts.errors import LabError
 from scripts.settings import Credentials
-from scripts.transfer import reason_of
+from scripts.transfer import BrokenError, reason_of
 
 
 class RegistryError(LabError):
@@ -18,14 +18,6 @@ class RegistryError(LabError):
 
 class MissingError(RegistryError):
     """The registry answers, and does not have it."""
-
-
-class BrokenError(Exception):
-    """An attempt that failed in a way that another one may mend: the client's own, people never see it."""
-
-    def __init__(self, why: str, retry_after_s: float = 0.0) -> None:
-        super().__init__(why)
-        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)

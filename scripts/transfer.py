@@ -44,13 +44,24 @@ class Limits:
     tries: int = 5
     backoff_s: float = 0.5
 
+    def pause_s(self, broken: BrokenError, failures: int) -> float:
+        """Return the seconds until the next try after so many failures: what the server asks for, or longer each time."""
+        return broken.retry_after_s or self.backoff_s * 2 ** (failures - 1)
 
-class _Broken(Exception):  # noqa: N818 - control flow of Transfer, never seen outside it
-    """An attempt that failed in a way that another one may mend."""
+
+class BrokenError(Exception):
+    """An attempt that failed in a way that another one may mend: control flow of a client, people never see it."""
 
     def __init__(self, why: str, retry_after_s: float = 0.0) -> None:
         super().__init__(why)
         self.retry_after_s = retry_after_s
+
+
+def broken_by_status(response: requests.Response, who: str) -> BrokenError:
+    """Return why an answer with one of RETRIED_STATUS is tried again, and when the server wants that."""
+    seconds = response.headers.get("Retry-After", "")
+    wait_s = min(float(seconds), LONGEST_RETRY_AFTER_S) if seconds.isdigit() else 0.0
+    return BrokenError(f"{who} answered {response.status_code} {response.reason}", wait_s)
 
 
 class Transfer:
@@ -96,11 +107,11 @@ class Transfer:
                 try:
                     self._attempt(session)
                     return
-                except _Broken as broken:
+                except BrokenError as broken:
                     # A host that never answered won't for the fifth time either: say so soon.
                     if attempt == limits.tries or (not self._answered and attempt == 2):
                         raise self._given_up(str(broken), attempt) from None
-                    pause = broken.retry_after_s or limits.backoff_s * 2 ** (attempt - 1)
+                    pause = limits.pause_s(broken, attempt)
                     console.note(f"{self._label}: {broken}; trying again in {pause:.1f} s")
                     time.sleep(pause)
 
@@ -129,14 +140,14 @@ class Transfer:
             if response.headers.get("Content-Range", "").endswith(f"/{offset}"):
                 return
             self._path.unlink(missing_ok=True)
-            raise _Broken("what was already here doesn't fit the file")
+            raise BrokenError("what was already here doesn't fit the file")
         if response.status_code not in (200, 206):
             raise self._refused(response)
         if response.status_code == 200:
             offset = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
             self._path.unlink(missing_ok=True)
-            raise _Broken("the server answered with another part of the file than the one asked for")
+            raise BrokenError("the server answered with another part of the file than the one asked for")
         etag = response.headers.get("ETag", "")
         self._etag = "" if etag.startswith("W/") else etag
         length = response.headers.get("Content-Length", "")
@@ -159,7 +170,7 @@ class Transfer:
         except OSError as error:
             raise disk_error(error, self._path.parent) from None
         if self._total is not None and offset < self._total:
-            raise _Broken(f"the connection broke off after {size_text(offset)} of {size_text(self._total)}")
+            raise BrokenError(f"the connection broke off after {size_text(offset)} of {size_text(self._total)}")
 
     def _note(self, offset: int) -> None:
         now = time.monotonic()
@@ -172,9 +183,7 @@ class Transfer:
         status = response.status_code
         shown = mask_credentials(response.url)
         if status in RETRIED_STATUS:
-            seconds = response.headers.get("Retry-After", "")
-            wait_s = min(float(seconds), LONGEST_RETRY_AFTER_S) if seconds.isdigit() else 0.0
-            return _Broken(f"the server answered {status} {response.reason}", wait_s)
+            return broken_by_status(response, "the server")
         if status in (404, 410):
             return NotFoundError(
                 f"{self._label}: not found ({status}) at {shown}.",
@@ -199,13 +208,13 @@ class Transfer:
                 f"    {error}",
             )
         if isinstance(error, requests.exceptions.ProxyError):
-            return _Broken(f"the proxy for {host} can't be used ({mask_credentials(reason_of(error))})")
+            return BrokenError(f"the proxy for {host} can't be used ({mask_credentials(reason_of(error))})")
         if isinstance(error, requests.Timeout) or "timed out" in str(error).lower():
-            return _Broken(f"{host} was silent for too long")
+            return BrokenError(f"{host} was silent for too long")
         if isinstance(error, requests.exceptions.ChunkedEncodingError):
-            return _Broken(f"the connection to {host} broke off")
+            return BrokenError(f"the connection to {host} broke off")
         if isinstance(error, requests.ConnectionError):
-            return _Broken(f"no connection to {host} ({reason_of(error)})")
+            return BrokenError(f"no connection to {host} ({reason_of(error)})")
         return DownloadError(f"{self._label}: {mask_credentials(str(error))}", _MEND_NETWORK)
 
     def _given_up(self, why: str, attempts: int) -> DownloadError:

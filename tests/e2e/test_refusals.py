@@ -21,7 +21,11 @@ BAD_INPUT = [
     ("push", {"CLUSTER_NAME": "nobody-has-this"}, "kind-nobody-has-this", "make setup-all"),
     ("logs", {"ENV": "qa"}, "ENV=qa is not an environment", "dev, staging, production"),
     ("port-forward", {"ENV": ""}, "is not an environment", "dev, staging, production"),
-]
+    ("hpa-demo", {"ENV": "qa"}, "ENV=qa is not an environment", "dev, staging, production"),
+    ("hpa-demo", {"HPA_DURATION": "long"}, "HPA_DURATION=long is not a whole number", "HPA_DURATION=120"),
+    ("hpa-demo", {"HPA_RATE": "2000", "HPA_DURATION": "900"}, "1800000 requests are more than", "HPA_RATE"),
+    ("hpa-compare", {"RUNS": "one two three"}, "names 3 runs", "RUNS="),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("target", "variables", "what", "mend"), BAD_INPUT)

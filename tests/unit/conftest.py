@@ -1,5 +1,6 @@
 """Shared by the unit tests: small fake programs on an otherwise empty PATH, and waiting without sleeping."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,3 +75,14 @@ def is_running() -> Callable[[int], bool]:
             return False
 
     return look
+
+
+@pytest.fixture
+def person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep this machine's Git configuration, and a hook's variables, out of a test."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    config = tmp_path / "gitconfig"
+    config.write_text("[user]\nname = A Person\nemail = person@example.com\n[init]\ndefaultBranch = main\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")

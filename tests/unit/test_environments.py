@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,8 @@ from scripts.settings import FLUX_CD, OVERLAYS, OWN_ENVIRONMENTS, ROOT
 FOLDER = OVERLAYS.relative_to(ROOT)
 LIST = environments.LIST.relative_to(ROOT)
 Git = Callable[..., str]
+
+pytestmark = pytest.mark.usefixtures("person")
 
 
 def valid(flux_cd: Path) -> None:

@@ -11,6 +11,8 @@ from scripts.errors import LabError, UsageError
 from scripts.process import CommandError
 from scripts.settings import OWN_ENVIRONMENTS, ROOT, Settings
 
+pytestmark = pytest.mark.usefixtures("person")
+
 
 class Repository:
     """A working copy in a folder; commits by a person of the tests."""
