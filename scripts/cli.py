@@ -97,7 +97,8 @@ def _diagnose_after_failure(chosen: Settings) -> None:
 def _tools(chosen: Settings) -> int:
     from scripts import provide
 
-    outcome = provide.ensure_check_tools(chosen, _pinned(), chosen.state_dir / "logs")
+    with console.Board() as board, board.task("Tools of the tests"):
+        outcome = provide.ensure_check_tools(chosen, _pinned(), chosen.state_dir / "logs", dry_run=True)
     if outcome.changed:
         console.line(outcome.what)
     return 0

@@ -44,6 +44,7 @@ TOOL_BINARIES = {
 }
 # What the engine itself runs or builds on, besides the Git server; nodes pull the rest.
 ENGINE_IMAGES = ("node", "registry", "python")
+CHECK_TOOLS = ("kustomize", "kubeconform", "flux")
 # What the manifests' dry run needs: taken where it is there, not built for it alone.
 DRY_RUN_TOOLS = ("kube-apiserver", "etcd")
 _SOURCE_PROGRAMS = {"mmdebstrap": "mmdebstrap", "gcc": "gcc"}
@@ -114,12 +115,15 @@ def _ensure_tools(settings: Settings, versions: Versions, names: Iterable[str]) 
     return loader.ensure_tools({name: versions.tools[name] for name in names})
 
 
-def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path) -> Outcome:
-    """Make the tools of the manifest tests be there; needs no container engine."""
-    names = ("kustomize", "kubeconform", "flux")
+def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path, dry_run: bool = False) -> Outcome:
+    """Make the tools of the check be there; needs no container engine.
+
+    With `dry_run` those of the dry run too: from source they take minutes, so that the check itself never builds them.
+    """
+    names = (*CHECK_TOOLS, *(DRY_RUN_TOOLS if dry_run else ()))
     source, why = choose_source(settings)
     if source is ImageSource.REGISTRY:
-        return _ensure_tools(settings, pins.effective(settings, versions), (*names, "kube-apiserver"))
+        return _ensure_tools(settings, pins.effective(settings, versions), (*CHECK_TOOLS, "kube-apiserver"))
     cache = Cache(settings.cache_dir)
     built = False
     with lock(settings.cache_dir / "locks" / "source-build.lock", "building the tools and images from source"):
@@ -128,12 +132,13 @@ def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path) ->
             module, binary = TOOL_BINARIES[name]
             folder = cache.find(module, keys[module])
             if not folder:
-                console.line(f"building {name} from source: {why}")
+                console.line(f"building {module} from source: {why}")
                 go = ensure_go(cache, versions.go.version, versions.go.bootstrap)
                 if name == "flux":
-                    folder, built = build_flux_cli(cache, go, versions, settings.tools_dir / "kustomize", log_dir)
+                    folder, _ = build_flux_cli(cache, go, versions, settings.tools_dir / "kustomize", log_dir)
                 else:
-                    folder, built = build_module(cache, go, module, versions.modules[module], log_dir)
+                    folder, _ = build_module(cache, go, module, versions.modules[module], log_dir)
+                built = True
             _link(folder / binary, settings.tools_dir / name)
         for name in DRY_RUN_TOOLS:
             module, binary = TOOL_BINARIES[name]

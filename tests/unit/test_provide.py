@@ -29,3 +29,31 @@ def test_in_source_mode_each_check_tool_comes_from_its_own_build(
         "kustomize": "kustomize", "kubeconform": "kubeconform", "flux": "flux-cli", "kube-apiserver": "kubernetes",
         "etcd": "etcd",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dry_run", "built"),
+    [(False, []), (True, ["kubernetes", "etcd"])],
+    ids=["the check builds no API server", "the tests do"],
+)
+def test_the_dry_runs_programs_are_built_for_the_tests_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool, built: list[str]
+) -> None:
+    pinned = versions.load()
+    chosen = replace(settings.Settings(), image_source=ImageSource.SOURCE, cache_dir=tmp_path, state_root=tmp_path)
+    cache, keys = Cache(tmp_path), sourcebuild.expected_entries(pinned)
+    for name in ("kustomize", "kubeconform", "flux-cli"):
+        cache.path(name, keys[name]).mkdir(parents=True)
+    calls: list[str] = []
+
+    def build(_cache: Cache, _go: object, name: str, *_: object) -> tuple[Path, bool]:
+        calls.append(name)
+        cache.path(name, keys[name]).mkdir(parents=True)
+        return cache.path(name, keys[name]), True
+
+    monkeypatch.setattr(provide, "build_module", build)
+    monkeypatch.setattr(provide, "ensure_go", lambda *_: None)
+    outcome = provide.ensure_check_tools(chosen, pinned, tmp_path / "logs", dry_run)
+    assert calls == built
+    assert outcome.changed == bool(built)
+    assert (chosen.tools_dir / "kube-apiserver").is_symlink() == dry_run
