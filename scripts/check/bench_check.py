@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench_measure import Measure
-from scripts.check.commands import TOOLS, ensure_tools, note_tools
+from scripts.check.commands import ensure_tools, note_tools
 from scripts.errors import LabError
-from scripts.settings import FLUX_CD, ROOT, Settings
+from scripts.settings import CHECK_TOOLS, FLUX_CD, ROOT, Settings
 
 GOALS = {"cold_s": 1.5, "changed_s": 0.6, "warm_s": 0.3, "overlays_s": 5.0, "memory_mib": 300.0}
 OVERLAYS = (10, 100, 400)
@@ -83,7 +83,7 @@ def _fresh(settings: Settings, place: Path, name: str) -> Path:
     """Return a cache folder that holds the tools and nothing else."""
     cache = place / "caches" / name / "gitops-lab"
     (cache / "tools").mkdir(parents=True)
-    for tool in TOOLS:
+    for tool in CHECK_TOOLS:
         (cache / "tools" / tool).symlink_to((settings.tools_dir / tool).resolve())
     note_tools(replace(settings, cache_dir=cache))
     return cache.parent

@@ -99,6 +99,11 @@ class Graph:
         """Every kustomization that has a file, by folder."""
         return [k for _, k in sorted(self._kustomizations.items()) if k is not None]
 
+    @property
+    def size(self) -> int:
+        """How much of the repository is known: it grows where something beside the root, or hidden, is met."""
+        return len(self.tree.entries) + len(self._kustomizations)
+
     def included(self, kustomization: Kustomization) -> list[tuple[Reference, str]]:
         """Return the folders that a kustomization includes, each with its reference."""
         return [

@@ -21,9 +21,8 @@ from scripts.check.tree import Tree, join
 
 if TYPE_CHECKING:
     from scripts.check.graph import Graph
-    from scripts.check.model import Rendered
+    from scripts.check.model import Rendered, Structure
     from scripts.check.renderer import Renderer, Renderings
-    from scripts.check.structure import Structure
     from scripts.check.validate import Definitions
 
 _FLUX_GROUP = FLUX_KUSTOMIZE_GROUP.encode()
