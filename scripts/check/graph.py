@@ -139,6 +139,14 @@ class Graph:
                 found.setdefault(target, []).append(kustomization)
         return found
 
+    @cached_property
+    def only_patches(self) -> frozenset[str]:
+        """The files that kustomizations take as patches, and none as a resource: what stands in them is no object."""
+        kinds: dict[str, set[ReferenceKind]] = {}
+        for reference in (r for k in self.all for r in k.references if r.target):
+            kinds.setdefault(reference.target, set()).add(reference.kind)
+        return frozenset(file for file, found in kinds.items() if found == {ReferenceKind.PATCH})
+
     def files_of(self, folder: str) -> Iterator[str]:
         """Yield every file that the build of a folder takes in, kustomization files included."""
         for each in self.closure(folder):

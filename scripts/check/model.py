@@ -61,6 +61,8 @@ class Finding:
     # The folder, relative to the root, of the kustomization that was being looked at; empty for the tree as a whole.
     kustomization: str = ""
     severity: Severity = Severity.ERROR
+    # The field of a rendered object that it is about, until somebody has looked up its line.
+    pointer: str = ""
 
 
 @dataclass(frozen=True)

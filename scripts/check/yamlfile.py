@@ -115,12 +115,12 @@ class _AnchorsAnewLoader(yaml.composer.Composer, _Loader):
 
     def __init__(self, stream: str) -> None:
         _Loader.__init__(self, stream)
-        yaml.composer.Composer.__init__(self)  # type: ignore[no-untyped-call]
+        yaml.composer.Composer.__init__(self)
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         """Return the next node, its anchor's earlier definition forgotten."""
         if not self.check_event(yaml.events.AliasEvent):
-            self.anchors.pop(self.peek_event().anchor, None)  # type: ignore[no-untyped-call]
+            self.anchors.pop(getattr(self.peek_event(), "anchor", None), None)
         return super().compose_node(parent, index)
 
 
