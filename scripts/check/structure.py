@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 
 from scripts.check.filechecks import check_documents_of_resources, check_fields, check_files
 from scripts.check.graph import Graph, Kustomization, circles_of
@@ -224,7 +224,7 @@ def _owner(graph: Graph, path: str) -> str | None:
         folder = posixpath.dirname(folder)
 
 
-def broken_builds(graph: Graph, folder: str, broken: set[str]) -> Iterator[str]:
+def broken_builds(graph: Graph, folder: str, broken: Set[str]) -> Iterator[str]:
     """Yield what keeps a folder from being built: the broken files among all that its build takes in."""
     for path in graph.files_of(folder):
         if path in broken:
