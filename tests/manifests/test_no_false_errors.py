@@ -73,6 +73,15 @@ def test_what_is_applied_from_elsewhere_is_named(tmp_path: Path) -> None:
     assert found == {("flux-path-elsewhere", "apps/sync.yaml"), ("schema-missing", "uses/widget.yaml")}
 
 
+def test_a_version_that_flux_serves_no_more_is_an_error_whatever_comes_from_elsewhere(tmp_path: Path) -> None:
+    old = source("OCIRepository", "whole", "oci://example.org/whole").replace("fluxcd.io/v1\n", "fluxcd.io/v1beta1\n")
+    files = {**CASES["a source that is applied as a whole"], "apps/source.yaml": old}
+    report = checked(write(tmp_path / "tree", files), tmp_path / "cache")
+    assert [(f.rule, f.place.file) for f in report.findings if f.severity is Severity.ERROR] == [
+        ("schema-missing", "apps/source.yaml")
+    ]
+
+
 def test_a_tree_that_applies_itself_is_rendered(tmp_path: Path) -> None:
     files = CASES["a tree that is a source of its own"]
     report = checked(write(tmp_path / "tree", files), tmp_path / "cache")
