@@ -309,6 +309,42 @@ def _hpa_compare(_: Settings) -> int:
     return compare.compare(os.environ.get("RUNS", "").split())
 
 
+def _query(chosen: Settings) -> int:
+    from scripts.monitoring import query
+
+    env = os.environ
+    return query.query(chosen, env.get("Q", ""), env.get("SINCE", ""), env.get("OUTPUT", ""))
+
+
+def _port_forward_tool(name: str) -> Command:
+    def command(chosen: Settings) -> int:
+        from scripts.monitoring import forward, prometheus
+
+        tool = {t.name.lower(): t for t in (prometheus.PROMETHEUS, prometheus.ALERTMANAGER, prometheus.GRAFANA)}[name]
+        return forward.port_forward(chosen, tool, settings.port(os.environ, "PORT", tool.port))
+
+    return command
+
+
+def _debug_metrics(chosen: Settings) -> int:
+    from scripts.monitoring import debug_metrics
+
+    return debug_metrics.debug_metrics(chosen, os.environ.get("OUTPUT", ""))
+
+
+def _dashboards(chosen: Settings) -> int:
+    from scripts.monitoring import page
+
+    return page.dashboards(chosen, os.environ.get("SINCE", ""))
+
+
+def _dashboards_generate(_: Settings) -> int:
+    from scripts.monitoring.dashboards import generate
+
+    console.line(generate.write().what)
+    return 0
+
+
 def _lock(chosen: Settings) -> int:
     from scripts import relock
 
@@ -382,6 +418,9 @@ COMMANDS: dict[str, Command] = {
     "app-tag": _app_tag,
     "bench": _bench,
     "clean": _clean,
+    "dashboards": _dashboards,
+    "dashboards-generate": _dashboards_generate,
+    "debug-metrics": _debug_metrics,
     "deploy": _deploy,
     "diagnose": _diagnose,
     "doctor": _doctor,
@@ -406,8 +445,12 @@ COMMANDS: dict[str, Command] = {
     "new-environment": _new_environment,
     "outdated": _outdated,
     "port-forward": _port_forward,
+    "port-forward-alertmanager": _port_forward_tool("alertmanager"),
+    "port-forward-grafana": _port_forward_tool("grafana"),
+    "port-forward-prometheus": _port_forward_tool("prometheus"),
     "pre-push": _pre_push,
     "push": _push,
+    "query": _query,
     "reconcile": _reconcile,
     "resume": _resume,
     "setup-all": _setup,
@@ -423,5 +466,6 @@ _QUIET = {
     "app-tag", "hpa-compare", "hpa-status", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "mirror-list",
     "kustomize-check",
     "kustomize-diff", "pre-push", "hooks", "watch", "kustomize-structure", "kustomize-build", "kustomize-validate",
-    "kustomize-lint", "kustomize-dry-run",
+    "kustomize-lint", "kustomize-dry-run", "query", "dashboards-generate",
+    "port-forward-prometheus", "port-forward-grafana", "port-forward-alertmanager",
 }  # fmt: skip

@@ -30,6 +30,7 @@ APP_NAME = "demo-app"
 APP_PORT = 8000
 FLUX_NAMESPACE = "flux-system"
 EDGE_NAMESPACE = "edge"
+MONITORING_NAMESPACE = "monitoring"
 # The registry's name inside the cluster: the same whatever its port on the host is, so that manifests in Git never change with it.
 REGISTRY_IN_CLUSTER = "registry.lab"
 # The Git server's name inside the cluster: a Service whose EndpointSlice setup keeps, so that it survives a change of address.
