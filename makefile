@@ -115,6 +115,10 @@ query: $(VENV)/.complete ## ask Prometheus: Q='sum by (namespace) (up)'; SINCE=1
 	@$(LAB) query
 dashboards: $(VENV)/.complete ## draw the dashboards from live data into a page, without Grafana: SINCE=1h
 	@$(LAB) dashboards
+alerts: $(VENV)/.complete ## what fires, and what the receiver in the cluster was told; OUTPUT=json for machines
+	@$(LAB) alerts
+alert-webhook: $(VENV)/.complete ## send alerts to ALERT_WEBHOOK_URL of the environment too; empty: no longer
+	@$(LAB) alert-webhook
 debug-metrics: $(VENV)/.complete ## who gets the metrics of each environment: monitoring must, default must not
 	@$(LAB) debug-metrics
 port-forward-prometheus: $(VENV)/.complete ## Prometheus on 127.0.0.1 until Ctrl-C: PORT=9090
@@ -152,6 +156,8 @@ lock: $(VENV)/.complete ## derive all lock files from versions.yaml and requirem
 	@$(LAB) lock
 dashboards-generate: $(VENV)/.complete ## write the dashboards' ConfigMaps from scripts/monitoring/dashboards/
 	@$(LAB) dashboards-generate
+rules: $(VENV)/.complete ## write the service levels' rules from what rules/slo.yaml promises
+	@$(LAB) rules
 outdated: $(VENV)/.complete ## newer versions of what versions.yaml pins, seen in the mirror or upstream
 	@$(LAB) outdated
 clean: $(VENV)/.complete ## remove build output; CACHE=1 also the per-user cache

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts import console, settings
-from scripts.errors import LabError
+from scripts.errors import LabError, UsageError
 from scripts.settings import Settings
 
 if TYPE_CHECKING:
@@ -326,6 +326,29 @@ def _port_forward_tool(name: str) -> Command:
     return command
 
 
+def _alerts(chosen: Settings) -> int:
+    from scripts.monitoring import alerts
+
+    return alerts.show(chosen, os.environ.get("OUTPUT", "") or "table")
+
+
+def _alert_webhook(chosen: Settings) -> int:
+    from scripts.monitoring import alerts
+
+    if "ALERT_WEBHOOK_URL" not in os.environ:
+        raise UsageError("ALERT_WEBHOOK_URL is not in the environment.", "read -rs ALERT_WEBHOOK_URL; export ALERT_WEBHOOK_URL")
+    console.line(alerts.set_webhook(chosen, os.environ["ALERT_WEBHOOK_URL"].strip()))
+    return 0
+
+
+def _rules(_: Settings) -> int:
+    from scripts.monitoring import rules
+
+    changed = rules.write()
+    console.line(f"written: {', '.join(p.name for p in changed)}" if changed else "the rules are what slo.yaml promises")
+    return 0
+
+
 def _debug_metrics(chosen: Settings) -> int:
     from scripts.monitoring import debug_metrics
 
@@ -415,6 +438,8 @@ def _app_tag(_: Settings) -> int:
 
 
 COMMANDS: dict[str, Command] = {
+    "alert-webhook": _alert_webhook,
+    "alerts": _alerts,
     "app-tag": _app_tag,
     "bench": _bench,
     "clean": _clean,
@@ -453,6 +478,7 @@ COMMANDS: dict[str, Command] = {
     "query": _query,
     "reconcile": _reconcile,
     "resume": _resume,
+    "rules": _rules,
     "setup-all": _setup,
     "status": _status,
     "teardown": _teardown,
@@ -466,6 +492,6 @@ _QUIET = {
     "app-tag", "hpa-compare", "hpa-status", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "mirror-list",
     "kustomize-check",
     "kustomize-diff", "pre-push", "hooks", "watch", "kustomize-structure", "kustomize-build", "kustomize-validate",
-    "kustomize-lint", "kustomize-dry-run", "query", "dashboards-generate",
+    "kustomize-lint", "kustomize-dry-run", "query", "alerts", "alert-webhook", "rules", "dashboards-generate",
     "port-forward-prometheus", "port-forward-grafana", "port-forward-alertmanager",
 }  # fmt: skip
