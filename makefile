@@ -13,6 +13,7 @@ export EDGE_PORT ?= 8080            ## the applications' port on 127.0.0.1
 export REGISTRY_PORT ?= 5001        ## the image registry's port on 127.0.0.1
 export GIT_PORT ?= 8090             ## the Git server's port on 127.0.0.1
 export EDGE ?= envoy                ## envoy, or none for a small machine
+export MONITORING ?= auto           ## full, lite or none; auto: as the lab has it, else full, from source lite
 export GIT_REMOTE ?= lab            ## name of the Git remote that setup adds to this clone
 export GIT_URL ?=                   ## your own Git remote instead of the lab's server (GIT_TOKEN or GIT_SSH_KEY_FILE)
 export KUBE_CONTEXT ?=              ## an existing cluster instead of kind

@@ -7,12 +7,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts import console, settings
 from scripts.errors import LabError, UsageError
-from scripts.settings import Settings
+from scripts.settings import Monitoring, Settings
 
 if TYPE_CHECKING:
     from scripts.versions import Versions
@@ -98,7 +99,7 @@ def _tools(chosen: Settings) -> int:
     from scripts import provide
 
     with console.Board() as board, board.task("Tools of the tests"):
-        outcome = provide.ensure_check_tools(chosen, _pinned(), chosen.state_dir / "logs", dry_run=True)
+        outcome = provide.ensure_check_tools(chosen, _pinned(), chosen.state_dir / "logs", tests=True)
     if outcome.changed:
         console.line(outcome.what)
     return 0
@@ -107,11 +108,13 @@ def _tools(chosen: Settings) -> int:
 def _doctor(chosen: Settings) -> int:
     from scripts import labfacts, preflight, provide, sourcebuild
     from scripts.cache import Cache
+    from scripts.monitoring import mode
     from scripts.preconditions import Level
 
     source, why = provide.choose_source(chosen)
     console.line(f"image source: {source} ({why})")
-    warm = sourcebuild.is_warm(Cache(chosen.cache_dir), _pinned())
+    chosen = replace(chosen, monitoring=mode.choose(chosen, source))
+    warm = sourcebuild.is_warm(Cache(chosen.cache_dir), _pinned(), chosen.monitoring is not Monitoring.NONE)
     findings = labfacts.run_checks(chosen, source, warm)
     preflight.render(findings)
     return 1 if any(f.level is Level.ERROR for f in findings) else 0

@@ -105,7 +105,9 @@ def show(settings: Settings, output: str) -> int:
         notification_rows(report.notifications[:SHOWN_NOTIFICATIONS]),
     )
     count = len(report.firing)
-    console.line("Nothing fires." if not count else f"{count} fire: how-to-run.MD, Runbooks, says what to do about each.")
+    console.line(
+        "Nothing fires." if not count else f"{count} fire: how-to-run.MD, Runbooks, says what to do about each."
+    )
     return 0
 
 

@@ -127,7 +127,8 @@ def _objective(values: Mapping[str, Any], name: str, default: Mapping[str, Any])
     known = {f.name for f in fields(Objective)}
     if not set(values) <= known:
         raise LabError(
-            f"slo.yaml: {name} has {', '.join(sorted(set(values) - known))}.", f"take any of: {', '.join(sorted(known))}"
+            f"slo.yaml: {name} has {', '.join(sorted(set(values) - known))}.",
+            f"take any of: {', '.join(sorted(known))}",
         )
     objective = Objective(**{k: float(v) for k, v in {**default, **values}.items()})
     for share in (objective.availability, objective.latency):
