@@ -13,6 +13,7 @@ export EDGE_PORT ?= 8080            ## the applications' port on 127.0.0.1
 export REGISTRY_PORT ?= 5001        ## the image registry's port on 127.0.0.1
 export GIT_PORT ?= 8090             ## the Git server's port on 127.0.0.1
 export EDGE ?= envoy                ## envoy, or none for a small machine
+export MONITORING ?= auto           ## full, lite or none; auto: as the lab has it, else full, from source lite
 export GIT_REMOTE ?= lab            ## name of the Git remote that setup adds to this clone
 export GIT_URL ?=                   ## your own Git remote instead of the lab's server (GIT_TOKEN or GIT_SSH_KEY_FILE)
 export KUBE_CONTEXT ?=              ## an existing cluster instead of kind
@@ -115,6 +116,10 @@ query: $(VENV)/.complete ## ask Prometheus: Q='sum by (namespace) (up)'; SINCE=1
 	@$(LAB) query
 dashboards: $(VENV)/.complete ## draw the dashboards from live data into a page, without Grafana: SINCE=1h
 	@$(LAB) dashboards
+alerts: $(VENV)/.complete ## what fires, and what the receiver in the cluster was told; OUTPUT=json for machines
+	@$(LAB) alerts
+alert-webhook: $(VENV)/.complete ## send alerts to ALERT_WEBHOOK_URL of the environment too; empty: no longer
+	@$(LAB) alert-webhook
 debug-metrics: $(VENV)/.complete ## who gets the metrics of each environment: monitoring must, default must not
 	@$(LAB) debug-metrics
 port-forward-prometheus: $(VENV)/.complete ## Prometheus on 127.0.0.1 until Ctrl-C: PORT=9090
@@ -133,9 +138,9 @@ test: $(VENV)/.complete ## unit and manifest tests: no cluster, no container eng
 	@$(LAB) tools
 	@$(VENV)/bin/python -m pytest
 e2e: $(VENV)/.complete ## end-to-end tests on the running lab
-	@$(VENV)/bin/python -m pytest tests/e2e -m "not long" --timeout 600
+	@$(VENV)/bin/python -m pytest tests/e2e -m "not long" --timeout 600 --durations 20
 e2e-long: $(VENV)/.complete ## those that take minutes: kills, restarts, drains
-	@$(VENV)/bin/python -m pytest tests/e2e -m long --timeout 3600
+	@$(VENV)/bin/python -m pytest tests/e2e -m long --timeout 3600 --durations 20
 bench: $(VENV)/.complete ## measure setup, push and memory; JSON and a table
 	@$(LAB) bench
 
@@ -152,6 +157,8 @@ lock: $(VENV)/.complete ## derive all lock files from versions.yaml and requirem
 	@$(LAB) lock
 dashboards-generate: $(VENV)/.complete ## write the dashboards' ConfigMaps from scripts/monitoring/dashboards/
 	@$(LAB) dashboards-generate
+rules: $(VENV)/.complete ## write the service levels' rules from what rules/slo.yaml promises
+	@$(LAB) rules
 outdated: $(VENV)/.complete ## newer versions of what versions.yaml pins, seen in the mirror or upstream
 	@$(LAB) outdated
 clean: $(VENV)/.complete ## remove build output; CACHE=1 also the per-user cache

@@ -7,12 +7,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts import console, settings
-from scripts.errors import LabError
-from scripts.settings import Settings
+from scripts.errors import LabError, UsageError
+from scripts.settings import Monitoring, Settings
 
 if TYPE_CHECKING:
     from scripts.versions import Versions
@@ -98,7 +99,7 @@ def _tools(chosen: Settings) -> int:
     from scripts import provide
 
     with console.Board() as board, board.task("Tools of the tests"):
-        outcome = provide.ensure_check_tools(chosen, _pinned(), chosen.state_dir / "logs", dry_run=True)
+        outcome = provide.ensure_check_tools(chosen, _pinned(), chosen.state_dir / "logs", tests=True)
     if outcome.changed:
         console.line(outcome.what)
     return 0
@@ -107,11 +108,13 @@ def _tools(chosen: Settings) -> int:
 def _doctor(chosen: Settings) -> int:
     from scripts import labfacts, preflight, provide, sourcebuild
     from scripts.cache import Cache
+    from scripts.monitoring import mode
     from scripts.preconditions import Level
 
     source, why = provide.choose_source(chosen)
     console.line(f"image source: {source} ({why})")
-    warm = sourcebuild.is_warm(Cache(chosen.cache_dir), _pinned())
+    chosen = replace(chosen, monitoring=mode.choose(chosen, source))
+    warm = sourcebuild.is_warm(Cache(chosen.cache_dir), _pinned(), chosen.monitoring is not Monitoring.NONE)
     findings = labfacts.run_checks(chosen, source, warm)
     preflight.render(findings)
     return 1 if any(f.level is Level.ERROR for f in findings) else 0
@@ -326,6 +329,29 @@ def _port_forward_tool(name: str) -> Command:
     return command
 
 
+def _alerts(chosen: Settings) -> int:
+    from scripts.monitoring import alerts
+
+    return alerts.show(chosen, os.environ.get("OUTPUT", "") or "table")
+
+
+def _alert_webhook(chosen: Settings) -> int:
+    from scripts.monitoring import alerts
+
+    if "ALERT_WEBHOOK_URL" not in os.environ:
+        raise UsageError("ALERT_WEBHOOK_URL is not in the environment.", "read -rs ALERT_WEBHOOK_URL; export ALERT_WEBHOOK_URL")
+    console.line(alerts.set_webhook(chosen, os.environ["ALERT_WEBHOOK_URL"].strip()))
+    return 0
+
+
+def _rules(_: Settings) -> int:
+    from scripts.monitoring import rules
+
+    changed = rules.write()
+    console.line(f"written: {', '.join(p.name for p in changed)}" if changed else "the rules are what slo.yaml promises")
+    return 0
+
+
 def _debug_metrics(chosen: Settings) -> int:
     from scripts.monitoring import debug_metrics
 
@@ -415,6 +441,8 @@ def _app_tag(_: Settings) -> int:
 
 
 COMMANDS: dict[str, Command] = {
+    "alert-webhook": _alert_webhook,
+    "alerts": _alerts,
     "app-tag": _app_tag,
     "bench": _bench,
     "clean": _clean,
@@ -453,6 +481,7 @@ COMMANDS: dict[str, Command] = {
     "query": _query,
     "reconcile": _reconcile,
     "resume": _resume,
+    "rules": _rules,
     "setup-all": _setup,
     "status": _status,
     "teardown": _teardown,
@@ -466,6 +495,6 @@ _QUIET = {
     "app-tag", "hpa-compare", "hpa-status", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "mirror-list",
     "kustomize-check",
     "kustomize-diff", "pre-push", "hooks", "watch", "kustomize-structure", "kustomize-build", "kustomize-validate",
-    "kustomize-lint", "kustomize-dry-run", "query", "dashboards-generate",
+    "kustomize-lint", "kustomize-dry-run", "query", "alerts", "alert-webhook", "rules", "dashboards-generate",
     "port-forward-prometheus", "port-forward-grafana", "port-forward-alertmanager",
 }  # fmt: skip

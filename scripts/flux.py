@@ -19,6 +19,7 @@ from scripts.fluxcli import CONTROLLERS
 from scripts.git import differs as git_differs
 from scripts.git import ensure_known, remote_branches
 from scripts.kube import Kube, Object, condition, is_ready
+from scripts.monitoring import mode
 from scripts.outcome import Outcome
 from scripts.process import run
 from scripts.settings import (
@@ -28,6 +29,7 @@ from scripts.settings import (
     RECEIVER_NAME,
     RECEIVER_NODE_PORT,
     Edge,
+    Monitoring,
     Settings,
     environments,
     source_name,
@@ -42,6 +44,12 @@ GIT_SECRET = "git-credentials"
 RECEIVER_SECRET = "git-push-token"
 STATE_CONFIG_MAP = "gitops-lab"
 WITHOUT_EDGE = "bootstrap/without-edge"
+# What the root Kustomization takes in for a lab without monitoring, and for one with the whole stack; lite is Git's own.
+MONITORING_COMPONENTS = {
+    Monitoring.NONE: "bootstrap/without-monitoring",
+    Monitoring.FULL: "bootstrap/monitoring-full",
+}
+MONITORING_SYNCS = ("monitoring-definitions", "monitoring-stack", "monitoring-rules")
 NUDGE_AFTER_S = 8.0
 
 # Arguments that make Flux answer at once in a lab of one user. Each replaces one of the same name.
@@ -184,8 +192,10 @@ def root_objects(settings: Settings, with_credentials: bool) -> list[Object]:
         patches.append(_applications_patch(inner, settings.edge))
     if patches:
         spec["patches"] = patches
-    if settings.edge is Edge.NONE:
-        spec["components"] = [WITHOUT_EDGE]
+    components = [WITHOUT_EDGE] if settings.edge is Edge.NONE else []
+    components += filter(None, [MONITORING_COMPONENTS.get(settings.monitoring)])
+    if components:
+        spec["components"] = components
     kustomization = {
         "apiVersion": "kustomize.toolkit.fluxcd.io/v1",
         "kind": "Kustomization",
@@ -388,6 +398,8 @@ def expected_kustomizations(settings: Settings, branches: Mapping[str, str]) -> 
     sources |= {"infrastructure-sync": "infrastructure", "metrics-server-sync": "infrastructure"}
     if settings.edge is not Edge.NONE:
         sources["edge-sync"] = "infrastructure"
+    if mode.in_lab(settings) is not Monitoring.NONE:
+        sources |= dict.fromkeys(MONITORING_SYNCS, "infrastructure")
     sources |= {environment: source_name(environment) for environment in environments()}
     ensure_known(settings, branches)
     scopes = {scope.name: scope for scope in source_scopes()}

@@ -76,6 +76,15 @@ class Edge(StrEnum):
     NONE = "none"
 
 
+class Monitoring(StrEnum):
+    """Which monitoring the lab has: what MONITORING_BY_SOURCE says, kube-prometheus-stack, the small set, or none."""
+
+    AUTO = "auto"
+    FULL = "full"
+    LITE = "lite"
+    NONE = "none"
+
+
 class Profile(StrEnum):
     """How the load of `make hpa-demo` goes over time."""
 
@@ -83,6 +92,12 @@ class Profile(StrEnum):
     RAMP = "ramp"
     STEP = "step"
     SPIKE = "spike"
+
+
+# What MONITORING=auto means: Grafana and the chart can be pulled, not built. A cluster of one's own gets none unasked.
+MONITORING_BY_SOURCE = {ImageSource.REGISTRY: Monitoring.FULL, ImageSource.SOURCE: Monitoring.LITE}
+# What monitoring needs on top. The small set lives in what the least machine has to spare.
+MONITORING_MEMORY_BYTES = {Monitoring.FULL: 2 * 1024**3}
 
 
 @dataclass(frozen=True)
@@ -105,6 +120,7 @@ class Settings:
     cluster_name: str = "gitops-lab"
     image_source: ImageSource = ImageSource.AUTO
     edge: Edge = Edge.ENVOY
+    monitoring: Monitoring = Monitoring.AUTO
     edge_port: int = 8080
     registry_port: int = 5001
     git_port: int = 8090
@@ -358,6 +374,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         cluster_name=name,
         image_source=ImageSource(_choice(env, "IMAGE_SOURCE", ImageSource, defaults.image_source)),
         edge=Edge(_choice(env, "EDGE", Edge, defaults.edge)),
+        monitoring=Monitoring(_choice(env, "MONITORING", Monitoring, defaults.monitoring)),
         edge_port=ports["EDGE_PORT"],
         registry_port=ports["REGISTRY_PORT"],
         git_port=ports["GIT_PORT"],
