@@ -21,7 +21,8 @@ BOARDS = [panels.read(board) for board in generate.boards()]
 PANELS = [(board, panel) for board in BOARDS for panel in board.panels]
 QUERIES = [(board, panel, query) for board, panel in PANELS for query in panel.queries]
 
-# Who exports what the dashboards ask for. A name that is misspelt is on nobody's list.
+# What the dashboards ask for, by the monitor that brings it. A name that is misspelt is on nobody's list.
+STACK = generate.FOLDER.parent
 EXPORTED = {
     "kube-state-metrics": {
         "kube_deployment_status_replicas_ready", "kube_horizontalpodautoscaler_spec_max_replicas",
@@ -30,26 +31,25 @@ EXPORTED = {
         "kube_node_status_allocatable", "kube_node_status_condition", "kube_pod_container_resource_limits",
         "kube_pod_container_resource_requests", "kube_pod_container_status_restarts_total", "kube_pod_info",
         "kube_pod_status_phase", "kube_poddisruptionbudget_status_pod_disruptions_allowed", "kube_resourcequota",
-    },
-    "kube-state-metrics, told to look at Flux's objects": {
+        # As state/config.yaml tells it to look at Flux's objects.
         "gotk_artifact_updated_seconds", "gotk_first_reconciled_seconds", "gotk_resource_info",
     },
     "node-exporter": {
         "node_cpu_seconds_total", "node_filesystem_avail_bytes", "node_filesystem_size_bytes",
         "node_memory_MemAvailable_bytes", "node_memory_MemTotal_bytes",
     },
-    "cAdvisor": {
+    "kubelet": {
         "container_cpu_cfs_periods_total", "container_cpu_cfs_throttled_periods_total",
         "container_cpu_usage_seconds_total", "container_memory_working_set_bytes",
         "container_network_receive_bytes_total", "container_network_transmit_bytes_total",
     },
-    "Flux's controllers": {
+    "flux": {
         "controller_runtime_reconcile_errors_total", "controller_runtime_reconcile_total",
         "gotk_reconcile_duration_seconds_bucket", "workqueue_depth",
     },
-    "Envoy": {
-        "envoy_cluster_upstream_cx_connect_fail", "envoy_cluster_upstream_rq_retry",
-        "envoy_cluster_upstream_rq_time_bucket", "envoy_cluster_upstream_rq_xx",
+    "edge-proxy": {
+        "envoy_cluster_upstream_rq_retry", "envoy_cluster_upstream_rq_timeout", "envoy_cluster_upstream_rq_xx",
+        "envoy_http_downstream_rq_time_bucket",
     },
 }  # fmt: skip
 
@@ -120,12 +120,44 @@ def exported_by_the_app() -> set[str]:
     return {s.name for f in text_string_to_metric_families(client.get("/metrics").text) for s in f.samples}
 
 
+def recorded(file: str) -> set[str]:
+    """The series that a PrometheusRule records."""
+    groups = yaml.safe_load((STACK / "rules" / file).read_text())["spec"]["groups"]
+    return {rule["record"] for group in groups for rule in group["rules"] if "record" in rule}
+
+
 def test_every_metric_is_one_that_somebody_exports():
-    known = exported_by_the_app().union(*EXPORTED.values())
+    # With the windows for people and with those for tests.
+    rules = recorded("prometheusrule-slo.yaml") & recorded("short-windows/prometheusrule-slo.yaml")
+    known = exported_by_the_app().union(*EXPORTED.values(), rules, {"ALERTS"})
     asked = {name for _, _, query in QUERIES for name in panels.metrics_of(query.expression)}
     assert asked <= known
     unused = {name for names in EXPORTED.values() for name in names} - asked
     assert not unused, "nobody asks for these any more"
+
+
+@pytest.mark.parametrize("monitor", EXPORTED)
+def test_no_monitor_drops_what_a_dashboard_asks_for(monitor):
+    spec = yaml.safe_load((STACK / "monitors" / f"{monitor}.yaml").read_text())["spec"]
+    endpoints = spec.get("endpoints") or spec["podMetricsEndpoints"]
+    keeps = [
+        [re.compile(r["regex"]) for r in e.get("metricRelabelings", []) if r["action"] == "keep"] for e in endpoints
+    ]
+    dropped = {m for m in EXPORTED[monitor] if not any(all(k.fullmatch(m) for k in own) for own in keeps)}
+    assert not dropped
+
+
+def test_flux_objects_are_looked_at_as_the_dashboards_ask():
+    config = yaml.safe_load((STACK / "state" / "config.yaml").read_text())
+    told = {
+        f"{r['metricNamePrefix']}_{m['name']}": {*m.get("labelsFromPath", {}), *m.get("commonLabels", {})}
+        for r in config["spec"]["resources"]
+        for m in r["metrics"]
+    }
+    assert {m for m in EXPORTED["kube-state-metrics"] if m.startswith("gotk_")} <= told.keys()
+    assert {"kind", "ready", "suspended", "source_name"} <= told["gotk_resource_info"] | {"source_name"}
+    assert {"name", "source_name"} <= told["gotk_first_reconciled_seconds"]
+    assert {"name"} <= told["gotk_artifact_updated_seconds"]
 
 
 def test_every_label_of_the_applications_series_is_one_that_it_has():
