@@ -58,7 +58,7 @@ def slo_rule(objectives: Objectives, windows: Windows) -> dict[str, Any]:
 
 
 def _objectives(objectives: Objectives) -> Iterator[Rule]:
-    """The promised share of good requests per environment, as series: an added environment appears by itself."""
+    """Yield the promised share of good requests per environment, as series: an added environment appears by itself."""
     for slo in ("availability", "latency"):
 
         def share(objective: Objective, slo: str = slo) -> float:
@@ -131,7 +131,7 @@ def _condition(slo: str, severity: Severity, objectives: Objectives, windows: Wi
 
 
 def _budget(objectives: Objectives) -> Iterator[Rule]:
-    """What is left of the budget: 1 is all of it, below 0 is more than was promised."""
+    """Yield what is left of the budget: 1 is all of it, below 0 is more than was promised."""
     left = '1 - {ratio} / on (namespace) (1 - slo:objective:ratio{{slo="{slo}"}})'
     ratio = _ratio(_failed("increase", BUDGET_PERIOD), _all("increase", BUDGET_PERIOD))
     yield {

@@ -15,7 +15,7 @@ import json
 import sys
 import threading
 from collections import deque
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(404, "text/plain", "not here")
             return
         try:
-            new = entries(json.loads(body), datetime.now(timezone.utc).isoformat(timespec="seconds"))
+            new = entries(json.loads(body), datetime.now(UTC).isoformat(timespec="seconds"))
         except ValueError as error:
             self._answer(400, "text/plain", str(error))
             return
