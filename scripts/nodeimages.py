@@ -44,7 +44,9 @@ def ensure_loaded(settings: Settings, images: Mapping[str, str]) -> Outcome:
 
 
 def _outcome(missing: int, count: int) -> Outcome:
-    return Outcome(bool(missing), f"{missing} of {count} images loaded" if missing else f"{count} images are on the nodes")
+    return Outcome(
+        bool(missing), f"{missing} of {count} images loaded" if missing else f"{count} images are on the nodes"
+    )
 
 
 def _ids(names: Sequence[str]) -> list[str]:

@@ -129,7 +129,11 @@ def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path, te
     names = (*CHECK_TOOLS, *(TEST_TOOLS if tests else ()))
     source, why = choose_source(settings)
     if source is ImageSource.REGISTRY:
-        return _ensure_tools(settings, pins.effective(settings, versions), (*CHECK_TOOLS, "kube-apiserver", *(["promtool"] if tests else [])))
+        return _ensure_tools(
+            settings,
+            pins.effective(settings, versions),
+            (*CHECK_TOOLS, "kube-apiserver", *(["promtool"] if tests else [])),
+        )
     cache = Cache(settings.cache_dir)
     built = False
     with lock(settings.cache_dir / "locks" / "source-build.lock", "building the tools and images from source"):
@@ -187,7 +191,9 @@ def _provide_from_source(settings: Settings, versions: Versions, log_dir: Path) 
     did = [f"{len(built.built)} things built from source"] if built.built else []
     did += ["node image built"] if node_new else []
     return (
-        Provided(ImageSource.SOURCE, settings.tools_dir, node, registry, git_server, python_base, False, monitoring, versions),
+        Provided(
+            ImageSource.SOURCE, settings.tools_dir, node, registry, git_server, python_base, False, monitoring, versions
+        ),
         Outcome(bool(did or registry_new), ", ".join(did) or "tools and images are in the cache"),
     )
 

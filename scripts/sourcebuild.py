@@ -37,7 +37,15 @@ ORDER = (
 )  # fmt: skip
 # What only a lab with monitoring needs; promtool is the tests' too, who build it by themselves.
 MONITORING = frozenset(
-    {"promtool", "prometheus", "prometheus-operator", "kube-state-metrics", "node-exporter", "alertmanager", "prometheus-ui"}
+    {
+        "promtool",
+        "prometheus",
+        "prometheus-operator",
+        "kube-state-metrics",
+        "node-exporter",
+        "alertmanager",
+        "prometheus-ui",
+    }
 )
 
 
@@ -91,9 +99,7 @@ def ensure_source_set(cache: Cache, versions: Versions, log_dir: Path, monitorin
         return _build(cache, versions, wanted, keys, log_dir)
 
 
-def _build(
-    cache: Cache, versions: Versions, wanted: dict[str, str], keys: dict[str, str], log_dir: Path
-) -> SourceSet:
+def _build(cache: Cache, versions: Versions, wanted: dict[str, str], keys: dict[str, str], log_dir: Path) -> SourceSet:
     found: dict[str, Path] = {}
     built: list[str] = []
     missing = [name for name, key in wanted.items() if not cache.find(name, key)]
@@ -113,7 +119,10 @@ def _build(
                 keep(name, lambda n=name: build_module(cache, go, n, versions.modules[n], log_dir))  # type: ignore[misc]
             keep("module-files", lambda: _module_files(cache, versions, go))
             keep("flux-cli", lambda: build_flux_cli(cache, go, versions, found["kustomize"] / "kustomize", log_dir))
-            for name, build in (("alertmanager", webui.build_alertmanager), ("prometheus-ui", webui.build_prometheus_ui)):
+            for name, build in (
+                ("alertmanager", webui.build_alertmanager),
+                ("prometheus-ui", webui.build_prometheus_ui),
+            ):
                 if name in wanted:
                     keep(name, lambda b=build: b(cache, go, versions, log_dir))  # type: ignore[misc]
 

@@ -114,9 +114,7 @@ def from_snapshot(
         taken_at=now_iso(),
         nodes=tuple(_node_row(n) for n in snapshot.nodes),
         flux=tuple(_flux_row(f) for f in flux),
-        pods=tuple(
-            sorted((_pod_row(snapshot, p) for p in shown), key=lambda p: (order[p.environment], p.name))
-        ),
+        pods=tuple(sorted((_pod_row(snapshot, p) for p in shown), key=lambda p: (order[p.environment], p.name))),
         autoscalers=tuple(sorted((_autoscaler_row(snapshot, a) for a in scalers), key=lambda a: order[a.environment])),
         endpoints=results,
         causes=(*explain(snapshot), *_absent(snapshot, names)),
