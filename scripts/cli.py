@@ -339,7 +339,9 @@ def _alert_webhook(chosen: Settings) -> int:
     from scripts.monitoring import alerts
 
     if "ALERT_WEBHOOK_URL" not in os.environ:
-        raise UsageError("ALERT_WEBHOOK_URL is not in the environment.", "read -rs ALERT_WEBHOOK_URL; export ALERT_WEBHOOK_URL")
+        raise UsageError(
+            "ALERT_WEBHOOK_URL is not in the environment.", "read -rs ALERT_WEBHOOK_URL; export ALERT_WEBHOOK_URL"
+        )
     console.line(alerts.set_webhook(chosen, os.environ["ALERT_WEBHOOK_URL"].strip()))
     return 0
 
@@ -348,7 +350,9 @@ def _rules(_: Settings) -> int:
     from scripts.monitoring import rules
 
     changed = rules.write()
-    console.line(f"written: {', '.join(p.name for p in changed)}" if changed else "the rules are what slo.yaml promises")
+    console.line(
+        f"written: {', '.join(p.name for p in changed)}" if changed else "the rules are what slo.yaml promises"
+    )
     return 0
 
 

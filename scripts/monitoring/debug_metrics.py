@@ -25,7 +25,7 @@ from scripts.settings import APP_NAME, APP_PORT, MONITORING_NAMESPACE, Settings,
 
 OUTSIDE = "default"
 PROBE = "metrics-probe"
-# The policy of the namespace `monitoring` that lets Prometheus out names this label too.
+# netpols/metrics-probe.yaml lets pods with this label out, as another does Prometheus.
 LABELS = {"app.kubernetes.io/name": PROBE, "app.kubernetes.io/part-of": "monitoring"}
 CONTROL = "control"
 CONTROL_HOST, CONTROL_PORT = "kubernetes.default.svc", 443

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from scripts import console, deploy
 from scripts.kube import Kube
+from scripts.monitoring.full import GRAFANA_SECRET, GRAFANA_USER
 from scripts.monitoring.prometheus import GRAFANA, Tool, reached
 from scripts.settings import MONITORING_NAMESPACE, Settings
-
-GRAFANA_SECRET = "grafana-admin"
 
 
 def port_forward(settings: Settings, tool: Tool, port: int) -> int:
@@ -16,7 +15,7 @@ def port_forward(settings: Settings, tool: Tool, port: int) -> int:
     with reached(kube, tool, port) as tunnel:
         console.line(f"http://127.0.0.1:{tunnel.port}/ is {tool.name}; Ctrl-C ends it")
         if tool is GRAFANA:
-            console.line(f"user admin; its password: {password_command(kube)}")
+            console.line(f"user {GRAFANA_USER}; its password: {password_command(kube)}")
         try:
             tunnel.wait()
         except KeyboardInterrupt:

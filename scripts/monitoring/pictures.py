@@ -42,7 +42,7 @@ def draw(panel: Panel, lines: Sequence[Line], span: tuple[float, float], step_s:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     zone = datetime.now().astimezone().tzinfo
-    figure, axis = plt.subplots(figsize=SIZE_IN, layout="constrained")
+    figure, axis = plt.subplots(figsize=SIZE_IN)
     drawn = sorted(lines, key=lambda line: line.name)
     colours = _colours([line.name for line in drawn])
     if panel.stacked:
@@ -136,7 +136,11 @@ def _name(axis: Any, lines: Sequence[Line]) -> None:
             fontsize=8, color=GREY,
         )  # fmt: skip
         handles, names = [handles[i] for i in kept], [names[i] for i in kept]
-    axis.figure.legend(handles, names, loc="outside lower left", ncols=_columns(names), fontsize=8, frameon=False)
+    columns = _columns(names)
+    rows = -(-len(names) // columns)
+    # A layout of our own: matplotlib's draws everything twice to measure it, and all panels are alike.
+    axis.figure.subplots_adjust(left=0.125, right=0.975, top=0.9, bottom=0.12 + 0.055 * rows)
+    axis.figure.legend(handles, names, loc="lower left", bbox_to_anchor=(0.01, 0.0), ncols=columns, fontsize=8)
 
 
 def _columns(names: Sequence[str]) -> int:

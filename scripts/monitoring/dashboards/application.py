@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from scripts.monitoring.dashboards.build import ENVIRONMENT, RATE, Board, Row, graph, query
+from scripts.monitoring.slo import load
 
 POD = 'job="demo-app", namespace=~"$environment"'
 # What people ask for; probes and scrapes are neither load nor part of the objective.
 USERS = f'{POD}, route!~"/healthz|/readyz|/metrics"'
 EDGE = 'envoy_cluster_name=~"httproute/($environment)/.+"'
+# Envoy names them after the ports of the Gateway; its own administration is none of them.
+LISTENERS = 'envoy_http_conn_manager_prefix=~"http-.+"'
 WITHOUT_EDGE = "empty without the edge (EDGE=none), and until a first request has come through it"
+# Recorded with the windows for people and with the short ones for tests.
+WINDOW = "30m"
 NO_REQUESTS = "empty while nobody asks: there is no duration of no requests"
 
 
@@ -28,8 +33,15 @@ def of_environment(expression: str, labels: str) -> str:
     return f"sum by ({labels}) ({named})"
 
 
+def of_slo(name: str, slo: str = "") -> str:
+    """Return a recorded series of the objectives (rules/prometheusrule-slo.yaml), of one or of both."""
+    matcher = f', slo="{slo}"' if slo else ""
+    return f'{name}{{namespace=~"$environment"{matcher}}}'
+
+
 def board() -> Board:
     """Return the dashboard."""
+    objective = load().default
     return Board(
         uid="lab-application",
         title="Application",
@@ -41,12 +53,14 @@ def board() -> Board:
                 (
                     graph("Rate", "Requests a second.", "reqps", query(requests(), "{{namespace}}")),
                     graph(
-                        "Errors", "Share of requests answered with 5xx.", "percentunit",
+                        "Errors", "Share of requests answered with 5xx, and the share that each environment's promise allows.",
+                        "percentunit",
                         query(f"""{requests(', status=~"5.."')} / clamp_min({requests()}, 1e-9)""", "{{namespace}}"),
+                        query(f'1 - {of_slo("slo:objective:ratio", "availability")}', "{{namespace}} limit"),
                     ),
                     graph(
-                        "Duration, 95 %", "95 % of the requests are answered within this time.", "s",
-                        query(quantile(0.95), "{{namespace}}"), when_empty=NO_REQUESTS,
+                        "Duration, 95 %", "95 % of the requests are answered within this time; dashed, what is promised by default.",
+                        "s", query(quantile(0.95), "{{namespace}}"), limit=objective.threshold_s, when_empty=NO_REQUESTS,
                     ),
                     graph(
                         "Duration, 50 %", "Half of the requests are answered within this time.", "s",
@@ -62,6 +76,33 @@ def board() -> Board:
                             f"sum by (namespace, route, status) (rate(app_requests_total{{{POD}}}[{RATE}])) > 0",
                             "{{namespace}} {{route}} {{status}}",
                         ),
+                    ),
+                ),
+            ),
+            Row(
+                "Objectives",
+                (
+                    graph(
+                        "Budget left", "Of the bad requests that 30 days may have; below 0 the promise is broken.", "percentunit",
+                        query(of_slo("slo:error_budget:remaining"), "{{namespace}} {{slo}}"), minimum=None, maximum=1, limit=0,
+                    ),
+                    graph(
+                        "Speed of spending", f"""At 1 the budget lasts exactly as long as it must; over {WINDOW}.""", "short",
+                        query(
+                            f"""{of_slo(f"slo:errors:ratio_rate{WINDOW}")}
+                            / on (namespace, slo) (1 - {of_slo("slo:objective:ratio")})""",
+                            "{{namespace}} {{slo}}",
+                        ),
+                        limit=1,
+                    ),
+                    graph(
+                        "Alerts", "That fire, about this environment or about none.", "short",
+                        query(
+                            """sum by (namespace, alertname) (ALERTS{alertstate="firing", namespace=~"$environment"})
+                            or vector(0)""",
+                            "{{namespace}} {{alertname}}",
+                        ),
+                        steps=True,
                     ),
                 ),
             ),
@@ -127,28 +168,23 @@ def board() -> Board:
                         when_empty=WITHOUT_EDGE,
                     ),
                     graph(
-                        "Duration at the edge, 95 %", "As Envoy measures it: network and queue included.", "ms",
+                        "Duration at the edge, 95 %", "Of all environments together, as Envoy measures it: queue and network included.", "ms",
                         query(
-                            "histogram_quantile(0.95, "
-                            + of_environment(
-                                f"rate(envoy_cluster_upstream_rq_time_bucket{{{EDGE}}}[{RATE}])", "namespace, le"
-                            )
-                            + ")",
-                            "{{namespace}}",
+                            f"""histogram_quantile(0.95, sum by (le) (rate(envoy_http_downstream_rq_time_bucket{{{LISTENERS}}}
+                            [{RATE}])))""",
+                            "all",
                         ),
                         when_empty=WITHOUT_EDGE,
                     ),
                     graph(
-                        "Retried or not reached", "Requests a second that Envoy sent again, or for which it found no pod.", "reqps",
+                        "Sent again or given up", "Requests a second that Envoy sent to another pod, or got no answer to in time.", "reqps",
                         query(
                             of_environment(f"rate(envoy_cluster_upstream_rq_retry{{{EDGE}}}[{RATE}])", "namespace"),
-                            "{{namespace}} retried",
+                            "{{namespace}} sent again",
                         ),
                         query(
-                            of_environment(
-                                f"rate(envoy_cluster_upstream_cx_connect_fail{{{EDGE}}}[{RATE}])", "namespace"
-                            ),
-                            "{{namespace}} not connected",
+                            of_environment(f"rate(envoy_cluster_upstream_rq_timeout{{{EDGE}}}[{RATE}])", "namespace"),
+                            "{{namespace}} given up",
                         ),
                         when_empty=WITHOUT_EDGE,
                     ),

@@ -31,21 +31,21 @@ def board() -> Board:
                     graph(
                         "CPU", "Share of the machine's cores that work, as each node sees it.", "percentunit",
                         query(
-                            f'1 - avg by (instance) (rate(node_cpu_seconds_total{{mode="idle"}}[{RATE}]))', "{{instance}}"
+                            f'1 - avg by (node) (rate(node_cpu_seconds_total{{mode="idle"}}[{RATE}]))', "{{node}}"
                         ),
                         maximum=1,
                     ),
                     graph(
                         "Memory", "Share that is not available to new processes.", "percentunit",
-                        query("1 - node_memory_MemAvailable_bytes / node_memory_MemTotal_bytes", "{{instance}}"),
+                        query("1 - node_memory_MemAvailable_bytes / node_memory_MemTotal_bytes", "{{node}}"),
                         maximum=1, limit=0.9,
                     ),
                     graph(
                         "Disk", "The fullest volume of each node.", "percentunit",
                         query(
-                            f"""max by (instance) (1 - node_filesystem_avail_bytes{{{DISKS}}}
+                            f"""max by (node) (1 - node_filesystem_avail_bytes{{{DISKS}}}
                             / node_filesystem_size_bytes{{{DISKS}}})""",
-                            "{{instance}}",
+                            "{{node}}",
                         ),
                         maximum=1, limit=0.85,
                     ),

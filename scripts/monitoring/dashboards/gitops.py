@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scripts.monitoring.dashboards.build import RATE, Board, Row, graph, query
 
-OBJECTS = 'customresource_kind=~"Kustomization|GitRepository|HelmRelease|HelmRepository"'
+OBJECTS = 'kind=~"Kustomization|GitRepository|HelmRelease|HelmRepository"'
 # Reconciles are minutes apart: over a scrape or two most objects have none.
 WINDOW = "30m"
 
@@ -62,24 +62,24 @@ def board() -> Board:
                     graph(
                         "Not Ready", "1 for each object that is not.", "short",
                         query(
-                            f"""max by (customresource_kind, name) (gotk_resource_info{{{OBJECTS}, ready!="True"}})
+                            f"""max by (kind, name) (gotk_resource_info{{{OBJECTS}, ready!="True"}})
                             or vector(0)""",
-                            "{{customresource_kind}} {{name}}",
+                            "{{kind}} {{name}}",
                         ),
                         maximum=1.05, limit=1, steps=True,
                     ),
                     graph(
                         "Suspended", "1 for each object that is: nothing reaches the cluster through it.", "short",
                         query(
-                            f"""max by (customresource_kind, name) (gotk_resource_info{{{OBJECTS}, suspended="true"}})
+                            f"""max by (kind, name) (gotk_resource_info{{{OBJECTS}, suspended="true"}})
                             or vector(0)""",
-                            "{{customresource_kind}} {{name}}",
+                            "{{kind}} {{name}}",
                         ),
                         maximum=1.05, steps=True,
                     ),
                     graph(
                         "How many", "Objects by kind.", "short",
-                        query(f"count by (customresource_kind) (gotk_resource_info{{{OBJECTS}}})", "{{customresource_kind}}"),
+                        query(f"count by (kind) (gotk_resource_info{{{OBJECTS}}})", "{{kind}}"),
                         steps=True,
                     ),
                 ),

@@ -11,7 +11,7 @@ _WORDS = re.compile(
     r'"(?:[^"\\]|\\.)*"|\{[^{}]*\}|\[[^\]]*\]|\b(?:by|on|ignoring|without|group_left|group_right)\s*\([^()]*\)'
 )
 _NAME = re.compile(r"(?<![\w:.])([a-zA-Z_:][\w:]*)(?!\w*\s*\()(?![\w:])")
-_OPERATORS = frozenset({"or", "and", "unless", "offset", "bool", "by", "on", "ignoring", "without", "inf", "nan", "e"})
+_OPERATORS = frozenset({"or", "and", "unless", "offset", "bool", "by", "on", "ignoring", "without", "inf", "nan"})
 
 
 @dataclass(frozen=True)
