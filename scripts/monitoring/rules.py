@@ -64,36 +64,23 @@ def _objectives(objectives: Objectives) -> Iterator[Rule]:
         def share(objective: Objective, slo: str = slo) -> float:
             return float(getattr(objective, slo))
 
-        for value, matcher in _classes(objectives, share):
-            expr = f"group by (namespace) (up{{{_selector(matcher)}}}) * {_number(value / 100)}"
-            yield {"record": "slo:objective:ratio", "expr": expr, "labels": {"slo": slo}}
+        expr = _each(
+            objectives,
+            share,
+            lambda value, matcher: f"group by (namespace) (up{{{_selector(matcher)}}}) * {_number(value / 100)}",
+        )
+        yield _recorded("slo:objective:ratio", slo, expr)
 
 
 def _errors(objectives: Objectives, windows: Windows) -> Iterator[Rule]:
     for window in windows.all:
-        yield {
-            "record": f"slo:errors:ratio_rate{window}",
-            "expr": _ratio(_failed("rate", window), _all("rate", window)),
-            "labels": {"slo": "availability"},
-        }
-        for threshold, matcher in _classes(objectives, lambda o: o.threshold_s):
-            yield {
-                "record": f"slo:errors:ratio_rate{window}",
-                "expr": _ratio(_slow("rate", window, threshold, matcher), _answered("rate", window, matcher)),
-                "labels": {"slo": "latency"},
-            }
+        record = f"slo:errors:ratio_rate{window}"
+        yield _recorded(record, "availability", _ratio(_failed("rate", window), _all("rate", window)))
+        yield _recorded(record, "latency", _slow_ratio(objectives, "rate", window))
     for window in windows.long:
-        yield {
-            "record": f"slo:errors:increase{window}",
-            "expr": _failed("increase", window),
-            "labels": {"slo": "availability"},
-        }
-        for threshold, matcher in _classes(objectives, lambda o: o.threshold_s):
-            yield {
-                "record": f"slo:errors:increase{window}",
-                "expr": _slow("increase", window, threshold, matcher),
-                "labels": {"slo": "latency"},
-            }
+        record = f"slo:errors:increase{window}"
+        yield _recorded(record, "availability", _failed("increase", window))
+        yield _recorded(record, "latency", _all_slow(objectives, "increase", window))
 
 
 def _alerts(objectives: Objectives, windows: Windows) -> Iterator[Rule]:
@@ -132,21 +119,40 @@ def _condition(slo: str, severity: Severity, objectives: Objectives, windows: Wi
 
 def _budget(objectives: Objectives) -> Iterator[Rule]:
     """Yield what is left of the budget: 1 is all of it, below 0 is more than was promised."""
-    left = '1 - {ratio} / on (namespace) (1 - slo:objective:ratio{{slo="{slo}"}})'
-    ratio = _ratio(_failed("increase", BUDGET_PERIOD), _all("increase", BUDGET_PERIOD))
-    yield {
-        "record": "slo:error_budget:remaining",
-        "expr": left.format(ratio=f"(\n{ratio}\n)", slo="availability"),
-        "labels": {"slo": "availability"},
+    ratios = {
+        "availability": _ratio(_failed("increase", BUDGET_PERIOD), _all("increase", BUDGET_PERIOD)),
+        "latency": _slow_ratio(objectives, "increase", BUDGET_PERIOD),
     }
-    for threshold, matcher in _classes(objectives, lambda o: o.threshold_s):
-        slow = _slow("increase", BUDGET_PERIOD, threshold, matcher)
-        ratio = _ratio(slow, _answered("increase", BUDGET_PERIOD, matcher))
-        yield {
-            "record": "slo:error_budget:remaining",
-            "expr": left.format(ratio=f"(\n{ratio}\n)", slo="latency"),
-            "labels": {"slo": "latency"},
-        }
+    for slo, ratio in ratios.items():
+        expr = f'1 - (\n{ratio}\n) / on (namespace) (1 - slo:objective:ratio{{slo="{slo}"}})'
+        yield _recorded("slo:error_budget:remaining", slo, expr)
+
+
+def _recorded(record: str, slo: str, expr: str) -> Rule:
+    return {"record": record, "expr": expr, "labels": {"slo": slo}}
+
+
+def _each(objectives: Objectives, value: Callable[[Objective], float], expression: Callable[[float, str], str]) -> str:
+    """Return the expressions of all values as one: each environment is in exactly one of them."""
+    return "\nor\n".join(expression(v, matcher) for v, matcher in _classes(objectives, value))
+
+
+def _threshold(objective: Objective) -> float:
+    return objective.threshold_s
+
+
+def _all_slow(objectives: Objectives, function: str, window: str) -> str:
+    return _each(objectives, _threshold, lambda threshold, matcher: _slow(function, window, threshold, matcher))
+
+
+def _slow_ratio(objectives: Objectives, function: str, window: str) -> str:
+    return _each(
+        objectives,
+        _threshold,
+        lambda threshold, matcher: _ratio(
+            _slow(function, window, threshold, matcher), _answered(function, window, matcher)
+        ),
+    )
 
 
 def _classes(objectives: Objectives, value: Callable[[Objective], float]) -> list[tuple[float, str]]:
@@ -194,7 +200,7 @@ def _ratio(bad: str, total: str) -> str:
 
 def _number(value: float) -> str:
     """Return a number as Prometheus writes it in a label: 0.5, 1.0."""
-    return repr(round(value, 9))
+    return repr(round(float(value), 9))
 
 
 class _Literal(yaml.SafeDumper):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts import settings
+from scripts import appimage, settings
 from scripts.monitoring import rules, slo
 from scripts.process import run
 from scripts.settings import ROOT
@@ -163,6 +163,24 @@ def test_alertmanager_tells_the_receiver_that_runs_here_and_the_address_of_a_per
     # Flux makes it where it is missing and leaves a person's own alone.
     assert webhook["metadata"]["annotations"]["kustomize.toolkit.fluxcd.io/ssa"] == "IfNotPresent"
     assert webhook["stringData"] == {"url": here.replace("/alerts", "/nowhere")}
+
+
+def test_the_receiver_runs_on_the_image_that_the_lab_has(render: Callable[[Path], Tree]) -> None:
+    (container,) = render(slo.RULES).one("Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"{appimage.IMAGE_IN_CLUSTER}:{appimage.manifest_tag()}"
+
+
+def test_a_release_moves_the_receiver_along(tmp_path: Path) -> None:
+    for file in appimage.TAGGED:
+        copy = tmp_path / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True)
+        copy.write_text(file.read_text())
+    assert appimage.set_manifest_tag("0123456789ab", tmp_path)
+    assert not appimage.set_manifest_tag("0123456789ab", tmp_path)
+    for file in appimage.TAGGED:
+        text = (tmp_path / file.relative_to(ROOT)).read_text()
+        assert "newTag: 0123456789ab" in text
+        assert text.replace("0123456789ab", appimage.manifest_tag()) == file.read_text()
 
 
 def test_an_inhibition_names_alerts_that_exist(render: Callable[[Path], Tree], alerts: dict[str, Object]) -> None:
