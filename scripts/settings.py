@@ -30,6 +30,7 @@ APP_NAME = "demo-app"
 APP_PORT = 8000
 FLUX_NAMESPACE = "flux-system"
 EDGE_NAMESPACE = "edge"
+MONITORING_NAMESPACE = "monitoring"
 # The registry's name inside the cluster: the same whatever its port on the host is, so that manifests in Git never change with it.
 REGISTRY_IN_CLUSTER = "registry.lab"
 # The Git server's name inside the cluster: a Service whose EndpointSlice setup keeps, so that it survives a change of address.
@@ -79,6 +80,15 @@ class Edge(StrEnum):
     NONE = "none"
 
 
+class Monitoring(StrEnum):
+    """Which monitoring the lab has: what MONITORING_BY_SOURCE says, kube-prometheus-stack, the small set, or none."""
+
+    AUTO = "auto"
+    FULL = "full"
+    LITE = "lite"
+    NONE = "none"
+
+
 class Profile(StrEnum):
     """How the load of `make hpa-demo` goes over time."""
 
@@ -86,6 +96,12 @@ class Profile(StrEnum):
     RAMP = "ramp"
     STEP = "step"
     SPIKE = "spike"
+
+
+# What MONITORING=auto means: Grafana and the chart can be pulled, not built. A cluster of one's own gets none unasked.
+MONITORING_BY_SOURCE = {ImageSource.REGISTRY: Monitoring.FULL, ImageSource.SOURCE: Monitoring.LITE}
+# What monitoring needs on top. The small set lives in what the least machine has to spare.
+MONITORING_MEMORY_BYTES = {Monitoring.FULL: 2 * 1024**3}
 
 
 @dataclass(frozen=True)
@@ -108,6 +124,7 @@ class Settings:
     cluster_name: str = "gitops-lab"
     image_source: ImageSource = ImageSource.AUTO
     edge: Edge = Edge.ENVOY
+    monitoring: Monitoring = Monitoring.AUTO
     edge_port: int = 8080
     registry_port: int = 5001
     git_port: int = 8090
@@ -361,6 +378,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         cluster_name=name,
         image_source=ImageSource(_choice(env, "IMAGE_SOURCE", ImageSource, defaults.image_source)),
         edge=Edge(_choice(env, "EDGE", Edge, defaults.edge)),
+        monitoring=Monitoring(_choice(env, "MONITORING", Monitoring, defaults.monitoring)),
         edge_port=ports["EDGE_PORT"],
         registry_port=ports["REGISTRY_PORT"],
         git_port=ports["GIT_PORT"],
