@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts import console, settings
-from scripts.errors import LabError
+from scripts.errors import LabError, UsageError
 from scripts.settings import Monitoring, Settings
 
 if TYPE_CHECKING:
@@ -284,6 +284,69 @@ def _hpa_compare(_: Settings) -> int:
     return compare.compare(os.environ.get("RUNS", "").split())
 
 
+def _query(chosen: Settings) -> int:
+    from scripts.monitoring import query
+
+    env = os.environ
+    return query.query(chosen, env.get("Q", ""), env.get("SINCE", ""), env.get("OUTPUT", ""))
+
+
+def _port_forward_tool(name: str) -> Command:
+    def command(chosen: Settings) -> int:
+        from scripts.monitoring import forward, prometheus
+
+        tool = {t.name.lower(): t for t in (prometheus.PROMETHEUS, prometheus.ALERTMANAGER, prometheus.GRAFANA)}[name]
+        return forward.port_forward(chosen, tool, settings.port(os.environ, "PORT", tool.port))
+
+    return command
+
+
+def _alerts(chosen: Settings) -> int:
+    from scripts.monitoring import alerts
+
+    return alerts.show(chosen, os.environ.get("OUTPUT", "") or "table")
+
+
+def _alert_webhook(chosen: Settings) -> int:
+    from scripts.monitoring import alerts
+
+    if "ALERT_WEBHOOK_URL" not in os.environ:
+        raise UsageError(
+            "ALERT_WEBHOOK_URL is not in the environment.", "read -rs ALERT_WEBHOOK_URL; export ALERT_WEBHOOK_URL"
+        )
+    console.line(alerts.set_webhook(chosen, os.environ["ALERT_WEBHOOK_URL"].strip()))
+    return 0
+
+
+def _rules(_: Settings) -> int:
+    from scripts.monitoring import rules
+
+    changed = rules.write()
+    console.line(
+        f"written: {', '.join(p.name for p in changed)}" if changed else "the rules are what slo.yaml promises"
+    )
+    return 0
+
+
+def _debug_metrics(chosen: Settings) -> int:
+    from scripts.monitoring import debug_metrics
+
+    return debug_metrics.debug_metrics(chosen, os.environ.get("OUTPUT", ""))
+
+
+def _dashboards(chosen: Settings) -> int:
+    from scripts.monitoring import page
+
+    return page.dashboards(chosen, os.environ.get("SINCE", ""))
+
+
+def _dashboards_generate(_: Settings) -> int:
+    from scripts.monitoring.dashboards import generate
+
+    console.line(generate.write().what)
+    return 0
+
+
 def _lock(chosen: Settings) -> int:
     from scripts import relock
 
@@ -354,9 +417,14 @@ def _app_tag(_: Settings) -> int:
 
 
 COMMANDS: dict[str, Command] = {
+    "alert-webhook": _alert_webhook,
+    "alerts": _alerts,
     "app-tag": _app_tag,
     "bench": _bench,
     "clean": _clean,
+    "dashboards": _dashboards,
+    "dashboards-generate": _dashboards_generate,
+    "debug-metrics": _debug_metrics,
     "deploy": _deploy,
     "diagnose": _diagnose,
     "doctor": _doctor,
@@ -381,10 +449,15 @@ COMMANDS: dict[str, Command] = {
     "new-environment": _new_environment,
     "outdated": _outdated,
     "port-forward": _port_forward,
+    "port-forward-alertmanager": _port_forward_tool("alertmanager"),
+    "port-forward-grafana": _port_forward_tool("grafana"),
+    "port-forward-prometheus": _port_forward_tool("prometheus"),
     "pre-push": _pre_push,
     "push": _push,
+    "query": _query,
     "reconcile": _reconcile,
     "resume": _resume,
+    "rules": _rules,
     "setup-all": _setup,
     "status": _status,
     "teardown": _teardown,
@@ -398,5 +471,6 @@ _QUIET = {
     "app-tag", "hpa-compare", "hpa-status", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "mirror-list",
     "kustomize-check",
     "kustomize-diff", "pre-push", "hooks", "watch", "kustomize-structure", "kustomize-build", "kustomize-validate",
-    "kustomize-lint", "kustomize-dry-run",
+    "kustomize-lint", "kustomize-dry-run", "query", "alerts", "alert-webhook", "rules", "dashboards-generate",
+    "port-forward-prometheus", "port-forward-grafana", "port-forward-alertmanager",
 }  # fmt: skip

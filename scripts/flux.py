@@ -19,7 +19,7 @@ from scripts.fluxcli import CONTROLLERS
 from scripts.git import differs as git_differs
 from scripts.git import ensure_known, remote_branches
 from scripts.kube import Kube, Object, condition, is_ready
-from scripts.monitoring import mode
+from scripts.monitoring import full, mode
 from scripts.outcome import Outcome
 from scripts.process import run
 from scripts.settings import (
@@ -190,6 +190,9 @@ def root_objects(settings: Settings, with_credentials: bool) -> list[Object]:
         inner.append(_repository_patch(settings.image_repository))
     if inner:
         patches.append(_applications_patch(inner, settings.edge))
+    if settings.image_repository:
+        # The receiver of alerts runs on the application's image.
+        patches.append(_repository_patch(settings.image_repository, name="monitoring-rules"))
     if patches:
         spec["patches"] = patches
     components = [WITHOUT_EDGE] if settings.edge is Edge.NONE else []
@@ -211,13 +214,13 @@ def _root_source() -> Object:
     return next(d for d in documents if d and d["metadata"]["name"] == ROOT_NAME)
 
 
-def _repository_patch(repository: str) -> Object:
-    """Let every environment take the application from another repository."""
+def _repository_patch(repository: str, **target: str) -> Object:
+    """Let every Flux Kustomization, or the one named, take the application from another repository."""
     # An entry of the overlay's own name would replace the overlay's, tag and all; Kustomize takes the name as a
     # regular expression, so the same image can be meant by another entry.
     pattern = IMAGE_IN_CLUSTER.replace(".", "[.]")
     images = [{"op": "add", "path": "/spec/images", "value": [{"name": pattern, "newName": repository}]}]
-    return {"target": {"kind": "Kustomization"}, "patch": json.dumps(images)}
+    return {"target": {"kind": "Kustomization", **target}, "patch": json.dumps(images)}
 
 
 def _applications_patch(inner: Sequence[Object], edge: Edge) -> Object:
@@ -278,6 +281,8 @@ def ensure_bootstrap(settings: Settings, kube: Kube, subnet: str, credentials: M
     objects += receiver_objects(settings, token, subnet)
     if settings.owns_git:
         objects += git_service_objects(settings)
+    if settings.monitoring is Monitoring.FULL:
+        objects += full.grafana_objects(kube)
     objects += root_objects(settings, bool(credentials))
     wanted = digest_of(objects)
     changed = _applied(kube).get("bootstrap") != wanted

@@ -51,8 +51,8 @@ def all_images(versions: Versions) -> dict[str, Image]:
 def needed_images(settings: Settings, versions: Versions) -> dict[str, Image]:
     """Return the images that a lab with these settings pulls from a mirror that is whole."""
     left_out = {BASE_OF_GIT_SERVER, *(_EDGE_IMAGES if settings.edge is Edge.NONE else ())}
-    if settings.monitoring is Monitoring.NONE:
-        left_out |= set(mode.IMAGES)
+    if settings.monitoring is not Monitoring.AUTO:
+        left_out |= {*mode.images(Monitoring.FULL)} - {*mode.images(settings.monitoring)}
     return {name: image for name, image in all_images(versions).items() if name not in left_out}
 
 

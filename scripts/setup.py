@@ -245,7 +245,9 @@ def load_monitoring(run: Run) -> Outcome:
     if run.settings.monitoring is Monitoring.NONE or not run.settings.owns_cluster:
         return Outcome(False, "no monitoring images")
     if run.have.pin_images:
-        return nodeimages.ensure_pulled(run.settings, [run.have.versions.images[name] for name in mode.IMAGES])
+        return nodeimages.ensure_pulled(
+            run.settings, [run.have.versions.images[name] for name in mode.images(run.settings.monitoring)]
+        )
     return nodeimages.ensure_loaded(run.settings, run.have.monitoring_images)
 
 

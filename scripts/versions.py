@@ -197,6 +197,14 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """A Helm chart and the repository that Flux takes it from."""
+
+    version: str
+    repository: str
+
+
+@dataclass(frozen=True)
 class Versions:
     """All of versions.yaml."""
 
@@ -212,6 +220,7 @@ class Versions:
     envoy_wheel: EnvoyWheel
     tools: Mapping[str, Tool]
     images: Mapping[str, Image]
+    charts: Mapping[str, Chart]
 
 
 @cache

@@ -16,6 +16,15 @@ IMAGES = (
     "node-exporter",
     "kube-state-metrics",
 )
+# And what MONITORING=full has besides.
+FULL_IMAGES = ("grafana", "k8s-sidecar")
+
+
+def images(monitoring: Monitoring) -> tuple[str, ...]:
+    """Return the images that a lab has on its nodes for its monitoring, as entries of versions.yaml."""
+    if monitoring is Monitoring.NONE:
+        return ()
+    return (*IMAGES, *FULL_IMAGES) if monitoring is Monitoring.FULL else IMAGES
 
 
 def choose(settings: Settings, source: ImageSource) -> Monitoring:
