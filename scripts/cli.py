@@ -201,12 +201,13 @@ def _test_endpoints(chosen: Settings) -> int:
 
 
 def _new_environment(chosen: Settings) -> int:
-    from scripts import deploy, environments, manifests, provide, versions
+    from scripts import deploy, environments, manifests, provide
+
+    pinned = _pinned()
 
     def check(flux_cd: Path) -> None:
-        log_dir = chosen.state_dir / "logs"
-        provide.ensure_check_tools(chosen, versions.load(), log_dir)
-        manifests.validate(chosen, versions.load(), chosen.tools_dir, flux_cd)
+        provide.ensure_check_tools(chosen, pinned, chosen.state_dir / "logs")
+        manifests.validate(chosen, pinned, chosen.tools_dir, flux_cd)
 
     name = os.environ.get("NAME", "")
     if os.environ.get("DELETE") == "1":
@@ -224,46 +225,17 @@ def _bench(chosen: Settings) -> int:
     return bench.bench(chosen, _pinned())
 
 
-def _kustomize_check(chosen: Settings) -> int:
-    from scripts.check import commands, runner
+def _kustomize(shown: str, *stages: str) -> Command:
+    """Return the command that runs some stages of the check, all of them if none is named, and shows them in one way."""
 
-    return commands.run(chosen, runner.ALL, commands.output_of(os.environ.get("OUTPUT", "")))
+    def command(chosen: Settings) -> int:
+        from scripts.check import commands
+        from scripts.check.model import Stage
 
+        output = commands.output_of(os.environ.get("OUTPUT", ""))
+        return commands.SHOWN[shown](chosen, tuple(Stage(s) for s in stages) or tuple(Stage), output)
 
-def _kustomize_structure(chosen: Settings) -> int:
-    from scripts.check import commands
-
-    return commands.structure(chosen, commands.output_of(os.environ.get("OUTPUT", "")))
-
-
-def _kustomize_build(chosen: Settings) -> int:
-    from scripts.check import commands
-
-    return commands.build(chosen, commands.output_of(os.environ.get("OUTPUT", "")))
-
-
-def _kustomize_validate(chosen: Settings) -> int:
-    from scripts.check import commands
-    from scripts.check.model import Stage
-
-    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA)
-    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
-
-
-def _kustomize_lint(chosen: Settings) -> int:
-    from scripts.check import commands
-    from scripts.check.model import Stage
-
-    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.LINT)
-    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
-
-
-def _kustomize_dry_run(chosen: Settings) -> int:
-    from scripts.check import commands
-    from scripts.check.model import Stage
-
-    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.DRY_RUN)
-    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
+    return command
 
 
 def _kustomize_diff(chosen: Settings) -> int:
@@ -461,13 +433,13 @@ COMMANDS: dict[str, Command] = {
     "hpa-compare": _hpa_compare,
     "hpa-demo": _hpa_demo,
     "hpa-status": _hpa_status,
-    "kustomize-build": _kustomize_build,
-    "kustomize-check": _kustomize_check,
+    "kustomize-build": _kustomize("build", "structure", "build"),
+    "kustomize-check": _kustomize("report"),
     "kustomize-diff": _kustomize_diff,
-    "kustomize-dry-run": _kustomize_dry_run,
-    "kustomize-lint": _kustomize_lint,
-    "kustomize-structure": _kustomize_structure,
-    "kustomize-validate": _kustomize_validate,
+    "kustomize-dry-run": _kustomize("report", "structure", "build", "dry-run"),
+    "kustomize-lint": _kustomize("report", "structure", "build", "lint"),
+    "kustomize-structure": _kustomize("picture", "structure"),
+    "kustomize-validate": _kustomize("report", "structure", "build", "schema"),
     "lock": _lock,
     "logs": _logs,
     "mirror-fill": _mirror_fill,

@@ -24,7 +24,7 @@ from scripts.hostfacts import current_platform
 from scripts.mirrors import ImageMirror
 from scripts.nodeimage import ensure_node_image
 from scripts.outcome import Outcome
-from scripts.settings import ImageSource, Monitoring, Settings
+from scripts.settings import CHECK_TOOLS, DRY_RUN_TOOLS, ImageSource, Monitoring, Settings
 from scripts.toolchain import ensure_go
 from scripts.versions import Versions
 
@@ -45,9 +45,6 @@ TOOL_BINARIES = {
 }
 # What the engine itself runs or builds on, besides the Git server; nodes pull the rest.
 ENGINE_IMAGES = ("node", "registry", "python")
-CHECK_TOOLS = ("kustomize", "kubeconform", "flux")
-# What the manifests' dry run needs: taken where it is there, not built for it alone.
-DRY_RUN_TOOLS = ("kube-apiserver", "etcd")
 # What the tests need besides: it runs the tests of alerting rules.
 TEST_TOOLS = (*DRY_RUN_TOOLS, "promtool")
 _SOURCE_PROGRAMS = {"mmdebstrap": "mmdebstrap", "gcc": "gcc"}

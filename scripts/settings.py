@@ -45,6 +45,10 @@ RECEIVER_NAME = "git-push"
 OWNER_LABEL = "gitops-lab.owner"
 KIND_CLUSTER_LABEL = "io.x-k8s.kind.cluster"
 
+# What the check of manifests runs, and what its dry run does: the latter is taken where it is there, not built for it alone.
+CHECK_TOOLS = ("kustomize", "kubeconform", "flux")
+DRY_RUN_TOOLS = ("kube-apiserver", "etcd")
+
 INOTIFY_WATCHES = 524288
 INOTIFY_INSTANCES = 512
 MIN_MEMORY_BYTES = 6 * 1024**3

@@ -149,13 +149,14 @@ def test_no_monitor_drops_what_a_dashboard_asks_for(monitor):
 
 def test_flux_objects_are_looked_at_as_the_dashboards_ask():
     config = yaml.safe_load((STACK / "state" / "config.yaml").read_text())
-    told = {
-        f"{r['metricNamePrefix']}_{m['name']}": {*m.get("labelsFromPath", {}), *m.get("commonLabels", {})}
-        for r in config["spec"]["resources"]
-        for m in r["metrics"]
-    }
+    told: dict[str, set[str]] = {}
+    for resource in config["spec"]["resources"]:
+        for metric in resource["metrics"]:
+            labels = {*metric.get("labelsFromPath", {}), *metric.get("commonLabels", {})}
+            labels |= set(metric["each"].get("info", {}).get("labelsFromPath", {}))
+            told.setdefault(f"{resource['metricNamePrefix']}_{metric['name']}", set()).update(labels)
     assert {m for m in EXPORTED["kube-state-metrics"] if m.startswith("gotk_")} <= told.keys()
-    assert {"kind", "ready", "suspended", "source_name"} <= told["gotk_resource_info"] | {"source_name"}
+    assert {"kind", "name", "ready", "suspended"} <= told["gotk_resource_info"]
     assert {"name", "source_name"} <= told["gotk_first_reconciled_seconds"]
     assert {"name"} <= told["gotk_artifact_updated_seconds"]
 

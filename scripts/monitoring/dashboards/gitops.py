@@ -88,9 +88,9 @@ def board() -> Board:
                 "Controllers",
                 (
                     graph(
-                        "Reconciles", "A second, by controller and outcome.", "ops",
+                        "Reconciles", f"A second, by controller and outcome, over {WINDOW}.", "ops",
                         query(
-                            f"sum by (controller, result) (rate(controller_runtime_reconcile_total[{RATE}])) > 0",
+                            f"sum by (controller, result) (rate(controller_runtime_reconcile_total[{WINDOW}])) > 0",
                             "{{controller}} {{result}}",
                         ),
                     ),
