@@ -8,7 +8,11 @@ COMPONENTS = FLUX_CD / "infrastructure" / "_components"
 EDGE = COMPONENTS / "ingress-controllers"
 METRICS_SERVER = COMPONENTS / "metrics-server"
 FOUNDATION = FLUX_CD / "infrastructure" / "mock-cluster-aka-namespaces"
-CRD_FOLDERS = sorted(COMPONENTS.glob("*/crds"))
+MONITORING = COMPONENTS / "_prometheus-stack"
+MONITORING_DEFINITIONS = MONITORING / "crds" / "stack"
+LITE = MONITORING / "lite"
+WATCHED = MONITORING / "content"
+CRD_FOLDERS = [*sorted(COMPONENTS.glob("*/crds")), MONITORING_DEFINITIONS]
 # What a Flux Kustomization builds, the root included: together, everything that Git puts into the cluster.
 ROOTS = [
     FLUX_CD,
@@ -16,5 +20,8 @@ ROOTS = [
     FOUNDATION,
     METRICS_SERVER,
     EDGE,
+    MONITORING_DEFINITIONS,
+    LITE,
+    WATCHED,
     *sorted(p.parent for p in OVERLAYS.glob("*/kustomization.yaml")),
 ]
