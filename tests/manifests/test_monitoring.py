@@ -10,7 +10,7 @@ from scripts import flux, settings, versions
 from scripts.fluxcli import CONTROLLERS
 from scripts.monitoring import mode
 from scripts.settings import EDGE_NAMESPACE, FLUX_NAMESPACE, MONITORING_NAMESPACE
-from tests.manifests.conftest import Object, Tree, load_file
+from tests.manifests.conftest import Object, Tree, load_all, load_file
 from tests.manifests.paths import EDGE, FOUNDATION, LITE, MONITORING_DEFINITIONS, ROOTS, WATCHED
 from tests.manifests.podsecurity import violations
 from tests.manifests.quantities import number
@@ -148,13 +148,11 @@ def container_args(render: Callable[[Path], Tree], deployment: str) -> list[str]
 
 def test_kube_state_metrics_may_read_just_what_it_counts(render: Callable[[Path], Tree]) -> None:
     args = dict(a.removeprefix("--").partition("=")[::2] for a in container_args(render, "kube-state-metrics"))
-    config = render(LITE).one("ConfigMap")
-    assert args["custom-resource-state-config-file"].rpartition("/")[2] in config["data"]
-    kinds = {
-        f"{r['groupVersionKind']['kind'].lower()}s".replace("ys", "ies")
-        for r in load_file(LITE / "flux.yaml")["spec"]["resources"]
-    }
-    rules = render(LITE).one("ClusterRole", "kube-state-metrics")["rules"]
+    config = render(LITE).one("ConfigMap")["data"]
+    (described,) = load_all(config[args["custom-resource-state-config-file"].rpartition("/")[2]])
+    kinds = {f"{r['groupVersionKind']['kind'].lower()}s".replace("ys", "ies") for r in described["spec"]["resources"]}
+    roles = ("kube-state-metrics", "kube-state-metrics-flux")
+    rules = [rule for role in roles for rule in render(LITE).one("ClusterRole", role)["rules"]]
     granted = {r for rule in rules for r in rule["resources"]}
     assert granted == {*args["resources"].split(","), *kinds, "customresourcedefinitions"}
     assert {v for rule in rules for v in rule["verbs"]} == {"list", "watch"}
@@ -293,14 +291,16 @@ def test_nothing_may_read_secrets_outside_its_own_namespace(render: Callable[[Pa
 def test_the_namespace_denies_by_default_and_each_pod_has_its_own_exception(
     render: Callable[[Path], Tree], pods: list[tuple[str, dict[str, str], dict[str, int]]]
 ) -> None:
-    policies = {p["metadata"]["name"]: p["spec"] for p in render(LITE).all("NetworkPolicy")}
+    policies = {p["metadata"]["name"]: p["spec"] for root in (LITE, WATCHED) for p in render(root).all("NetworkPolicy")}
+    told = {"alert-receiver": "alertmanager"}  # the others are only scraped
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     for namespace, labels, ports in pods:
         if namespace != MONITORING_NAMESPACE:
             continue
         (policy,) = (p for n, p in policies.items() if n != "default-deny" and selects(p["podSelector"], labels))
         for rule in policy["ingress"]:
-            assert rule["from"] == [{"podSelector": {"matchLabels": {NAME: "prometheus"}}}], labels
+            caller = told.get(labels[NAME], "prometheus")
+            assert rule["from"] == [{"podSelector": {"matchLabels": {NAME: caller}}}], labels
             assert {p["port"] for p in rule["ports"]} <= set(ports.values()), labels
 
 
