@@ -159,7 +159,7 @@ def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Renderer]
     report = Report(
         tree.root,
         tuple(a.rendered for a in renderings.applied if a.rendering.built),
-        tuple(_ordered(f for f in findings if f.stage in options.stages)),
+        tuple(_ordered(f for f in _said_once(findings) if f.stage in options.stages)),
         seconds,
         tuple(_rows(graph, renderings)),
     )
@@ -258,6 +258,15 @@ def _rows(graph: Graph, renderings: Renderings) -> list[Row]:
                 note = "a Component that nothing in the tree names"
             rows.append(Row(kustomization.folder, note=note))
     return sorted(rows, key=lambda r: (r.kustomization, r.flux))
+
+
+def _said_once(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield findings without the dry run's word on a kind that no schema is there for: nobody knows it, twice."""
+    unknown = {(f.subject, f.kustomization) for f in findings if f.rule == "schema-missing"}
+    for finding in findings:
+        is_known = finding.rule == "unknown-kind" and (finding.subject, finding.kustomization) in unknown
+        if not (is_known and finding.stage is Stage.DRY_RUN):
+            yield finding
 
 
 def _ordered(findings: Any) -> list[Finding]:

@@ -72,9 +72,10 @@ class _Elsewhere:
 
     def doubt(self, message: _Message, resource: Resource) -> str:
         """Return what to look at instead, where a finding is only a warning; empty where it is sure."""
-        if message.no_schema and self.others:
+        is_flux = resource.api_version.partition("/")[0].endswith(".toolkit.fluxcd.io")
+        if message.no_schema and self.others and not is_flux:
             return "check that a chart or another source brings its definition"
-        if self.flux_operator and resource.api_version.partition("/")[0].endswith(".toolkit.fluxcd.io"):
+        if self.flux_operator and is_flux:
             return "compare with the definitions of flux-operator, which changes Flux's own"
         return ""
 

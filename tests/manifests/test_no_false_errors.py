@@ -1,10 +1,12 @@
 """What public repositories do and the check once called an error: each made small, and nothing to be said against it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from scripts.check.model import Severity
+from scripts.check.model import Finding, Rendered, Severity, Stage
+from scripts.check.runner import ExtraStage, Options
 from tests.manifests.checking import HEAD, checked, config_map, flux, write
 
 FLUX_SOURCE = (
@@ -73,7 +75,34 @@ def test_what_is_applied_from_elsewhere_is_named(tmp_path: Path) -> None:
     assert found == {("flux-path-elsewhere", "apps/sync.yaml"), ("schema-missing", "uses/widget.yaml")}
 
 
+def test_a_version_that_flux_serves_no_more_is_an_error_whatever_comes_from_elsewhere(tmp_path: Path) -> None:
+    old = source("OCIRepository", "whole", "oci://example.org/whole").replace("fluxcd.io/v1\n", "fluxcd.io/v1beta1\n")
+    files = {**CASES["a source that is applied as a whole"], "apps/source.yaml": old}
+    report = checked(write(tmp_path / "tree", files), tmp_path / "cache")
+    assert [(f.rule, f.place.file) for f in report.findings if f.severity is Severity.ERROR] == [
+        ("schema-missing", "apps/source.yaml")
+    ]
+
+
 def test_a_tree_that_applies_itself_is_rendered(tmp_path: Path) -> None:
     files = CASES["a tree that is a source of its own"]
     report = checked(write(tmp_path / "tree", files), tmp_path / "cache")
     assert [(f.rule, f.place.file) for f in report.findings] == [("applied-twice", "apps/settings.yaml")]
+
+
+def test_that_nobody_knows_a_kind_is_told_once(tmp_path: Path) -> None:
+    def unknown(rendered: Sequence[Rendered], _: Options) -> list[Finding]:
+        found = [(r, resource) for r in rendered for resource in r.resources]
+        return [
+            Finding(Stage.DRY_RUN, "unknown-kind", "no such kind", "add it", o.place, o.subject, r.kustomization)
+            for r, o in found
+        ]
+
+    files = {"kustomization.yaml": HEAD + "resources: [widget.yaml, settings.yaml]\n", "widget.yaml": WIDGET}
+    files["settings.yaml"] = config_map(metadata="  namespace: shop\n")
+    root = write(tmp_path / "tree", files)
+    report = checked(root, tmp_path / "cache", extra=(ExtraStage(Stage.DRY_RUN, unknown),))
+    assert [(f.rule, f.place.file) for f in report.findings] == [
+        ("schema-missing", "widget.yaml"),
+        ("unknown-kind", "settings.yaml"),
+    ]
