@@ -17,7 +17,8 @@ from pathlib import Path
 from scripts import console, endpoints
 from scripts.deploy import lab_kube
 from scripts.errors import LabError, UsageError
-from scripts.hpa import live, profile, reasons, report, sampling, timeline
+from scripts.hpa import autoscaler, facts, live, profile, reasons, report, sampling, timeline
+from scripts.hpa.facts import Facts
 from scripts.hpa.generator import CpuMeter, Load
 from scripts.hpa.model import Answer, Phase, Plan, Recording, Sample
 from scripts.hpa.profile import Capacity, Stage
@@ -69,11 +70,11 @@ def prepare(settings: Settings, wanted: HpaSettings) -> tuple[Kube, Plan, Sample
         raise LabError("The load generator vegeta is not there.", "make setup-all")
     kube = lab_kube(settings)
     environment = wanted.environment
-    facts = reasons.collect(kube, environment)
-    if facts is None:
+    known = facts.collect(kube, environment)
+    if known is None:
         raise LabError(f"There is no HorizontalPodAutoscaler {APP_NAME} in {environment}.", "make reconcile")
     faults = [
-        r for r in reasons.explain(facts) if r.is_fault or r.kind in (reasons.Kind.NO_METRICS, reasons.Kind.DISABLED)
+        r for r in reasons.explain(known) if r.is_fault or r.kind in (reasons.Kind.NO_METRICS, reasons.Kind.DISABLED)
     ]
     if faults:
         raise LabError(
@@ -82,22 +83,22 @@ def prepare(settings: Settings, wanted: HpaSettings) -> tuple[Kube, Plan, Sample
     answer = endpoints.check_environment(settings, kube, environment, ["/work"])[0]
     if not answer.ok:
         raise LabError(f"{environment} does not answer at the edge: {answer.why}.", "make status, make test-endpoints")
-    plan = plan_of(wanted, facts)
-    assert facts.deployment is not None  # a target that is missing is a fault
+    plan = plan_of(wanted, known)
+    assert known.deployment is not None  # a target that is missing is a fault
     _wait_until_at_rest(kube, environment, plan)
-    return kube, plan, Sampler(kube, environment, facts.hpa, facts.deployment)
+    return kube, plan, Sampler(kube, environment, known.hpa, known.deployment)
 
 
-def plan_of(wanted: HpaSettings, facts: reasons.Facts) -> Plan:
+def plan_of(wanted: HpaSettings, known: Facts) -> Plan:
     """Return what a run will do; raises LabError if the autoscaler is none for CPU in percent of a request."""
-    spec = facts.hpa["spec"]
-    percent = reasons.target_percent(facts.hpa)
+    spec = known.hpa["spec"]
+    percent = autoscaler.target_percent(known.hpa)
     if percent is None:
         raise LabError(
             f"The autoscaler of {wanted.environment} has no CPU target in percent of the request.",
             f"give it a metric of type Resource, cpu, Utilization ({reasons.BASE}/horizontalpodautoscaler.yaml)",
         )
-    asked = [request for pod in facts.pods if (request := sampling.request_of(pod)) > 0]
+    asked = [request for pod in known.pods if (request := sampling.request_of(pod)) > 0]
     if not asked:
         raise LabError(f"The pods of {wanted.environment} have no CPU request.", f"{reasons.BASE}/deployment.yaml")
     capacity = Capacity(
@@ -130,14 +131,14 @@ def _wait_until_at_rest(kube: Kube, environment: str, plan: Plan) -> None:
     """Wait until an earlier load's pods are gone: a run begins at the minimum, or its figures say nothing."""
 
     def pending() -> list[str]:
-        facts = reasons.collect(kube, environment)
-        if facts is None or facts.deployment is None:
+        known = facts.collect(kube, environment)
+        if known is None or known.deployment is None:
             raise LabError(f"The autoscaler of {environment}, or its target, is gone.", "make reconcile")
-        replicas = facts.deployment["spec"].get("replicas", 1)
-        ready = (facts.deployment.get("status") or {}).get("readyReplicas") or 0
+        replicas = known.deployment["spec"].get("replicas", 1)
+        ready = (known.deployment.get("status") or {}).get("readyReplicas") or 0
         if replicas == plan.capacity.minimum and ready == replicas:
             return []
-        why = "; ".join(f"{r.kind}: {r.what}" for r in reasons.explain(facts))
+        why = "; ".join(f"{r.kind}: {r.what}" for r in reasons.explain(known))
         return [
             f"{ready} of {replicas} pods ready, the minimum is {plan.capacity.minimum}" + (f" ({why})" if why else "")
         ]

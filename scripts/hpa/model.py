@@ -72,6 +72,8 @@ class Sample:
     generator_cores: float | None = None
     due: int = 0  # requests due so far
     answered: int = 0
+    hpa_latency_ms: float | None = None  # the p95 that the autoscaler saw, where it follows it
+    latency_ms: float | None = None  # what the external metrics API says now
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from scripts.hpa.facts import Facts
 from scripts.hpa.model import Answer, Event, Plan, PodLife, PodView, Recording, Sample
 from scripts.hpa.profile import Capacity, stages
-from scripts.hpa.reasons import Facts
 from scripts.settings import HpaSettings, Profile
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -62,6 +62,17 @@ def hpa(*conditions: dict[str, Any], percent: int | None = 40, current: int = 2,
             "conditions": list(by_type.values()),
         },
     }  # fmt: skip
+
+
+def latency_hpa(*conditions: dict[str, Any], ms: float | None = 100, target: int = 150, **more: Any) -> dict[str, Any]:
+    """Return the autoscaler that KEDA makes: as `hpa`, on the external metric."""
+    metric = {"name": "s0-prometheus", "selector": {"matchLabels": {"scaledobject.keda.sh/name": "demo-app"}}}
+    wanted = {"type": "External", "external": {"metric": metric, "target": {"type": "Value", "value": str(target)}}}
+    made = hpa(*conditions, metrics=[wanted], **more)
+    made["metadata"]["name"] = "keda-hpa-demo-app"
+    found = {"metric": metric, "current": {"value": f"{round((ms or 0) * 1000)}m"}}
+    made["status"]["currentMetrics"] = [{"type": ""}] if ms is None else [{"type": "External", "external": found}]
+    return made
 
 
 def deployment(*conditions: dict[str, Any], replicas: int = 2, ready: int = 2) -> dict[str, Any]:

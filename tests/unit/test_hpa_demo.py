@@ -30,7 +30,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A lab in which all is well; what is put into the dictionary is what is found."""
     found: dict[str, Any] = {"facts": facts(), "answer": EndpointResult("staging", "/work", True, 200, 0.01, "")}
     monkeypatch.setattr(demo, "lab_kube", lambda _: found.get("kube"))
-    monkeypatch.setattr(demo.reasons, "collect", lambda *_: found["facts"])
+    monkeypatch.setattr(demo.facts, "collect", lambda *_: found["facts"])
     monkeypatch.setattr(demo.endpoints, "check_environment", lambda *_: [found["answer"]])
     monkeypatch.setattr(demo, "Sampler", lambda *_: "sampler")
     (tmp_path / "tools").mkdir()
