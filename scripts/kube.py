@@ -229,19 +229,22 @@ class Kube:
             input_text=input_text,
         )
 
-    def apply(self, objects: Sequence[Object], timeout_s: float = 120) -> None:
-        """Apply objects server-side; this lab's fields win over earlier ones of its own."""
+    def apply(self, objects: Sequence[Object], timeout_s: float = 120, manager: str = FIELD_MANAGER) -> None:
+        """Apply objects server-side; this lab's fields win over earlier ones of its own.
+
+        What is applied under a manager of its own goes away again when that manager applies the object without it.
+        """
         if objects:
             text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
-            self._apply_text(text, timeout_s)
+            self._apply_text(text, timeout_s, manager)
 
     def apply_yaml(self, text: str, timeout_s: float = 120) -> None:
         """Apply a stream of YAML documents server-side."""
         self._apply_text(text, timeout_s)
 
-    def _apply_text(self, text: str, timeout_s: float) -> None:
+    def _apply_text(self, text: str, timeout_s: float, manager: str = FIELD_MANAGER) -> None:
         self.kubectl(
-            "apply", "--server-side", "--force-conflicts", f"--field-manager={FIELD_MANAGER}", "--filename", "-",
+            "apply", "--server-side", "--force-conflicts", f"--field-manager={manager}", "--filename", "-",
             timeout_s=timeout_s, input_text=text,
         )  # fmt: skip
 

@@ -55,6 +55,16 @@ class SourceSet:
 
 def expected_entries(versions: Versions) -> dict[str, str]:
     """Return every cache entry of source mode by name, with its key: what is there need not be built."""
+    return {name: key for name, key in entry_keys(versions).items() if name not in on_demand(versions)}
+
+
+def on_demand(versions: Versions) -> set[str]:
+    """Return the modules that setup does without."""
+    return {name for name, module in versions.modules.items() if module.on_demand}
+
+
+def entry_keys(versions: Versions) -> dict[str, str]:
+    """Return the key of everything that source mode can build, by name."""
     keys = {name: module_key(name, module, versions.go.version) for name, module in versions.modules.items()}
     keys |= {recipe.name: rootfs.rootfs_key(recipe, versions.debian) for recipe in rootfs.ALL}
     keys["flux-cli"] = flux_cli_key(versions)
@@ -70,7 +80,7 @@ def is_warm(cache: Cache, versions: Versions) -> bool:
 
 def ensure_source_set(cache: Cache, versions: Versions, log_dir: Path) -> SourceSet:
     """Return all outputs of source mode, building what is not in the cache."""
-    unknown = set(versions.modules) ^ set(ORDER)
+    unknown = (set(versions.modules) - on_demand(versions)) ^ set(ORDER)
     if unknown:
         raise LabError(f"versions.yaml and scripts/sourcebuild.py disagree about: {', '.join(sorted(unknown))}.")
     keys = expected_entries(versions)
@@ -78,7 +88,7 @@ def ensure_source_set(cache: Cache, versions: Versions, log_dir: Path) -> Source
     missing = [name for name, found in present.items() if not found]
     if not missing:
         _remove_trash(cache)
-        return _result({k: v for k, v in present.items() if v}, keys, ())
+        return _result({k: v for k, v in present.items() if v}, entry_keys(versions), ())
     with lock(cache.root / "locks" / "source-build.lock", "building the tools and images from source"):
         return _build(cache, versions, keys, log_dir)
 
@@ -116,7 +126,21 @@ def _build(cache: Cache, versions: Versions, keys: dict[str, str], log_dir: Path
             lane.result()
     # What is left of the compiler's caches is of no more use: outputs are whole, and a changed pin downloads its own.
     drop_build_caches(cache)
-    return _result(found, keys, tuple(built))
+    return _result(found, entry_keys(versions), tuple(built))
+
+
+def ensure_on_demand(cache: Cache, versions: Versions, name: str, log_dir: Path) -> SourceSet:
+    """Return one of the modules that setup does without, building it if it is not in the cache."""
+    module = versions.modules[name]
+    keys = entry_keys(versions)
+    folder = cache.find(name, keys[name])
+    fresh = False
+    if not folder:
+        with lock(cache.root / "locks" / "source-build.lock", "building the tools and images from source"):
+            go = ensure_go(cache, versions.go.version, versions.go.bootstrap)
+            folder, fresh = build_module(cache, go, name, module, log_dir)
+            drop_build_caches(cache)
+    return _result({name: folder}, keys, (name,) if fresh else ())
 
 
 def drop_build_caches(cache: Cache) -> None:

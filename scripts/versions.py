@@ -48,7 +48,8 @@ class GoModule:
     """One thing that source mode builds from Go modules: what it requires and the binaries that come of it.
 
     `lock` names the wrapper module (kind/source/<lock>) of those that share one, so that what they have in common is
-    compiled once; without it the wrapper is the module's own.
+    compiled once; without it the wrapper is the module's own. `on_demand` names the command that brings what setup
+    does without.
     """
 
     binaries: Mapping[str, str]
@@ -58,6 +59,7 @@ class GoModule:
     replace: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     stamps: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     lock: str = ""
+    on_demand: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.packages) == bool(self.module):
@@ -144,11 +146,15 @@ class Tool:
 
 @dataclass(frozen=True)
 class Image:
-    """A container image: by tag and index digest, or by tag alone, which is locked on first use."""
+    """A container image: by tag and index digest, or by tag alone, which is locked on first use.
+
+    `on_demand` names the command that brings what setup does without.
+    """
 
     image: str
     tag: str
     digest: str = ""
+    on_demand: str = ""
 
     def __post_init__(self) -> None:
         if self.digest and not _DIGEST.fullmatch(self.digest):

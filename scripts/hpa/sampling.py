@@ -327,6 +327,12 @@ def request_of(pod: Object) -> float:
     return sum(millicores(a) for a in asked if a) if all(asked) else 0.0
 
 
+def limit_of(pod: Object) -> float:
+    """Return the CPU that a pod's limits leave it, in thousandths of a core; 0 if a container has none."""
+    given = [(c.get("resources", {}).get("limits") or {}).get("cpu") for c in pod["spec"].get("containers") or []]
+    return sum(millicores(g) for g in given if g) if all(given) else 0.0
+
+
 def percent_of_requests(pods: Iterable[Object], usage: dict[str, float]) -> float | None:
     """Return the measured pods' CPU in percent of what they ask for, as the autoscaler reckons it; None without figures."""
     measured = [(usage[p["metadata"]["name"]], request_of(p)) for p in pods if p["metadata"]["name"] in usage]
