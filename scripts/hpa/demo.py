@@ -51,9 +51,9 @@ def demo(settings: Settings, wanted: HpaSettings) -> int:
         plan, sampler = ready_to_run(kube, plan)
         tell(plan)
         recording = Run(settings, kube, plan, sampler).record()
-    summary = timeline.summarise(recording)
-    folder = report.write(recording, summary)
-    report.show(recording, summary, folder)
+        # Before anything is put back, which takes its time: who interrupts twice has the report all the same.
+        summary = timeline.summarise(recording)
+        report.show(recording, summary, report.write(recording, summary))
     if recording.interrupted:
         return 130
     return 0 if summary.ok else 1

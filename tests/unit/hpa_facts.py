@@ -91,7 +91,15 @@ def pod(name: str = "demo-app-1-a", *conditions: dict[str, Any], ready: bool = T
         "metadata": meta,
         "spec": {
             "nodeName": more.get("node", "lab-worker"),
-            "containers": [{"name": "app", "resources": {"requests": {"cpu": more.get("cpu", "100m")}}}],
+            "containers": [
+                {
+                    "name": "app",
+                    "resources": {
+                        "requests": {"cpu": more.get("cpu", "100m")},
+                        **({"limits": {"cpu": more["limit"]}} if "limit" in more else {}),
+                    },
+                }
+            ],
         },
         "status": {"phase": more.get("phase", "Running"), "conditions": [cond("Ready", str(ready)), *conditions]},
     }
