@@ -9,7 +9,7 @@ from typing import Any
 from scripts.hpa.facts import Facts
 from scripts.hpa.model import Answer, Event, Plan, PodLife, PodView, Recording, Sample
 from scripts.hpa.profile import Capacity, stages
-from scripts.settings import HpaSettings, Profile
+from scripts.settings import HpaMetric, HpaSettings, Profile
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 BEGAN = 1_000_000.0
@@ -131,6 +131,26 @@ def answers(start: float, end: float, rate: int, latency_s: float, code: int = 2
 def sample(t: float, desired: int, ready: int, current: int | None = None, cpu: int | None = 50) -> Sample:
     pods = tuple(PodView(f"demo-app-1-{i}", f"worker{i % 2}", "Ready") for i in range(ready))
     return Sample(BEGAN + t, desired, desired if current is None else current, ready, cpu, float(cpu or 0), pods)
+
+
+LATENCY_PLAN = replace(PLAN, wanted=replace(WANTED, metric=HpaMetric.LATENCY, fail_rate=0.05), target_ms=150)
+
+
+def latency_recording(**more: Any) -> Recording:
+    """Return the same run on latency, under failures: every twentieth request fails on purpose, at no other cost."""
+    good = recording()
+    loaded = [replace(a, code=500, error="500 Broken") if i % 20 == 7 else a for i, a in enumerate(good.during)]
+    samples = [
+        replace(s, hpa_cpu_percent=None, hpa_latency_ms=290.0 if s.ready < s.desired else 60.0, latency_ms=61.0)
+        for s in good.samples
+    ]
+    before, after = (
+        tuple(replace(a, code=500) if i % 20 == 3 else a for i, a in enumerate(x)) for x in (good.before, good.after)
+    )
+    made: dict[str, Any] = {
+        "plan": LATENCY_PLAN, "before": before, "during": tuple(loaded), "after": after, "samples": tuple(samples),
+    }  # fmt: skip
+    return replace(good, **made | more)
 
 
 def recording(**more: Any) -> Recording:
