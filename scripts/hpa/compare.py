@@ -201,14 +201,14 @@ def draw(first: StoredRun, second: StoredRun, path: Path) -> None:
         axis.set_ylim(bottom=0)
     axes[0].set_title("Latency, p95 of each second")
     axes[0].set_ylabel("ms")
-    axes[1].set_title("CPU of all pods, in percent of their request; thin: the target of an autoscaler that follows it")
+    axes[1].set_title("CPU of all pods, in percent of their request; thin: an autoscaler's target")
     axes[1].set_ylabel("%")
     axes[2].set_title("Pods Ready")
-    axes[3].set_title(
-        "Pods that the old histogram (failed requests only) would have asked for; a gap: nothing to tell by"
-    )
+    axes[3].set_title("Pods by the old histogram, of failed requests only; a gap: nothing to tell by")
     for axis in axes[2:]:
-        axis.set_yticks(range(int(max(r.run["maximum"] for r in (first, second))) + 1))
+        highest = int(max(r.run["maximum"] for r in (first, second)))
+        axis.set_ylim(0, highest + 0.5)
+        axis.set_yticks(range(highest + 1))
     axes[3].set_xlabel("seconds since the load began; thin upright lines: its end")
     axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1.02), ncols=2)
     figure.savefig(path, dpi=charts.DPI, bbox_inches="tight")
