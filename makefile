@@ -121,9 +121,9 @@ test: $(VENV)/.complete ## unit and manifest tests: no cluster, no container eng
 	@$(LAB) tools
 	@$(VENV)/bin/python -m pytest
 e2e: $(VENV)/.complete ## end-to-end tests on the running lab
-	@$(VENV)/bin/python -m pytest tests/e2e -m "not long" --timeout 600
+	@$(VENV)/bin/python -m pytest tests/e2e -m "not long" --timeout 600 --durations 20
 e2e-long: $(VENV)/.complete ## those that take minutes: kills, restarts, drains
-	@$(VENV)/bin/python -m pytest tests/e2e -m long --timeout 3600
+	@$(VENV)/bin/python -m pytest tests/e2e -m long --timeout 3600 --durations 20
 bench: $(VENV)/.complete ## measure setup, push and memory; JSON and a table
 	@$(LAB) bench
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import select
+import socket
 import time
 
 import pytest
@@ -49,6 +51,20 @@ def test_the_receiver_refuses_a_caller_without_the_token(kube, settings):
     )
     done = docker("exec", settings.git_container, "perl", "-e", script, url)
     assert done.stdout.startswith("4")
+
+
+def test_a_push_that_comes_in_pieces_is_waited_for(settings):
+    """A large push is sent in chunks: one whose end is still on its way must not be refused for want of a length."""
+    with socket.create_connection(("127.0.0.1", settings.git_port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /lab.git/git-receive-pack HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n"
+            b"Content-Type: application/x-git-receive-pack-request\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n00\r\n"
+        )
+        early, _, _ = select.select([connection], [], [], 1.0)
+        assert not early, connection.recv(1000)
+        connection.sendall(b"2\r\n00\r\n0\r\n\r\n")  # together the packet that says: nothing to push
+        answer = connection.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
 
 
 def test_a_push_over_somebody_elses_commits_is_refused_by_the_server(clone):
