@@ -13,6 +13,7 @@ export EDGE_PORT ?= 8080            ## the applications' port on 127.0.0.1
 export REGISTRY_PORT ?= 5001        ## the image registry's port on 127.0.0.1
 export GIT_PORT ?= 8090             ## the Git server's port on 127.0.0.1
 export EDGE ?= envoy                ## envoy, or none for a small machine
+export MONITORING ?= auto           ## full, lite or none; auto: as the lab has it, else full, from source lite
 export GIT_REMOTE ?= lab            ## name of the Git remote that setup adds to this clone
 export GIT_URL ?=                   ## your own Git remote instead of the lab's server (GIT_TOKEN or GIT_SSH_KEY_FILE)
 export KUBE_CONTEXT ?=              ## an existing cluster instead of kind
@@ -40,6 +41,8 @@ export DEBUG ?=                     ## 1 shows tracebacks
 # Make keeps the blanks before a comment as part of a value: take them off once, here.
 VARIABLES := $(shell sed -n 's/^export \([A-Z_]*\) ?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 $(foreach v,$(VARIABLES),$(eval export $(v) := $(strip $($(v)))))
+# A query is PromQL's, not make's: its dollar signs, blanks and number signs stay as they were typed.
+override export Q := $(value Q)
 
 $(VENV)/.complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, this is %s. To mend it: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -112,6 +115,24 @@ hpa-compare: $(VENV)/.complete ## two runs side by side, in one table and one pi
 keda-remove: $(VENV)/.complete ## take KEDA away, which hpa-demo HPA_METRIC=latency brought
 	@$(LAB) keda-remove
 
+##@ Monitoring
+query: $(VENV)/.complete ## ask Prometheus: Q='sum by (namespace) (up)'; SINCE=1h draws sparklines; OUTPUT=json
+	@$(LAB) query
+dashboards: $(VENV)/.complete ## draw the dashboards from live data into a page, without Grafana: SINCE=1h
+	@$(LAB) dashboards
+alerts: $(VENV)/.complete ## what fires, and what the receiver in the cluster was told; OUTPUT=json for machines
+	@$(LAB) alerts
+alert-webhook: $(VENV)/.complete ## send alerts to ALERT_WEBHOOK_URL of the environment too; empty: no longer
+	@$(LAB) alert-webhook
+debug-metrics: $(VENV)/.complete ## who gets the metrics of each environment: monitoring must, default must not
+	@$(LAB) debug-metrics
+port-forward-prometheus: $(VENV)/.complete ## Prometheus on 127.0.0.1 until Ctrl-C: PORT=9090
+	@$(LAB) port-forward-prometheus
+port-forward-grafana: $(VENV)/.complete ## Grafana, and how to get its password: PORT=3000
+	@$(LAB) port-forward-grafana
+port-forward-alertmanager: $(VENV)/.complete ## Alertmanager: PORT=9093
+	@$(LAB) port-forward-alertmanager
+
 ##@ Checks
 lint: $(VENV)/.complete ## ruff and mypy
 	@$(VENV)/bin/ruff check .
@@ -119,7 +140,7 @@ lint: $(VENV)/.complete ## ruff and mypy
 	@$(VENV)/bin/mypy
 test: $(VENV)/.complete ## unit and manifest tests: no cluster, no container engine
 	@$(LAB) tools
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 e2e: $(VENV)/.complete ## end-to-end tests on the running lab
 	@$(VENV)/bin/python -m pytest tests/e2e -m "not long" --timeout 600 --durations 20
 e2e-long: $(VENV)/.complete ## those that take minutes: kills, restarts, drains
@@ -138,6 +159,10 @@ mirror-verify: $(VENV)/.complete ## read it whole and compare every digest
 ##@ Housekeeping
 lock: $(VENV)/.complete ## derive all lock files from versions.yaml and requirements.in; FORCE=1 takes changed digests
 	@$(LAB) lock
+dashboards-generate: $(VENV)/.complete ## write the dashboards' ConfigMaps from scripts/monitoring/dashboards/
+	@$(LAB) dashboards-generate
+rules: $(VENV)/.complete ## write the service levels' rules from what rules/slo.yaml promises
+	@$(LAB) rules
 outdated: $(VENV)/.complete ## newer versions of what versions.yaml pins, seen in the mirror or upstream
 	@$(LAB) outdated
 clean: $(VENV)/.complete ## remove build output; CACHE=1 also the per-user cache
@@ -145,7 +170,7 @@ clean: $(VENV)/.complete ## remove build output; CACHE=1 also the per-user cache
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## "; print "Usage: make <target> [NAME=value …]" } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z][a-z0-9-]*:.*## / { printf "  %-19s %s\n", $$1, $$2 } \
+	  /^[a-z][a-z0-9-]*:.*## / { printf "  %-25s %s\n", $$1, $$2 } \
 	  /^export [A-Z_]+ \?=.*## / { split($$0, p, "## "); split(p[1], w, /[ ?=]+/); v[++n] = sprintf("  %-16s %s%s", w[2], p[2], w[3] == "" ? "" : " (" w[3] ")") } \
 	  END { print "\nVariables"; for (i = 1; i <= n; i++) print v[i] }' $(firstword $(MAKEFILE_LIST))
 

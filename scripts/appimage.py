@@ -27,6 +27,11 @@ from scripts.settings import APP_DIR, APP_NAME, FLUX_CD, REGISTRY_IN_CLUSTER, RO
 
 IMAGE_IN_CLUSTER = f"{REGISTRY_IN_CLUSTER}/{APP_NAME}"
 BASE_KUSTOMIZATION = FLUX_CD / "applications" / "_base-app-config" / "kustomization.yaml"
+# The receiver of alerts runs on the same image, for its Python: both ask for the one tag that a lab is sure to have.
+RECEIVER_KUSTOMIZATION = (
+    FLUX_CD / "infrastructure" / "_components" / "_prometheus-stack" / "rules" / "receiver" / "kustomization.yaml"
+)
+TAGGED = (BASE_KUSTOMIZATION, RECEIVER_KUSTOMIZATION)
 _TAG = re.compile(rf"(- name: {re.escape(IMAGE_IN_CLUSTER)}\n\s+newTag: )(\S+)")
 _IGNORED = ("__pycache__", "*.pyc", ".*")
 # Wheels of the image's platform, whatever the host is (a Mac builds for the engine's Linux).
@@ -164,20 +169,22 @@ def pushed_digest(settings: Settings, tag: str, repository: str = APP_NAME) -> s
 
 def manifest_tag(root: Path = ROOT) -> str:
     """Return the tag that the base in Git asks for; environments have it once their branch has that commit."""
-    return _tag_entry(root)[1]
+    return _tag_entry(root, BASE_KUSTOMIZATION)[1]
 
 
 def set_manifest_tag(tag: str, root: Path = ROOT) -> bool:
-    """Write a tag into the base, leaving the rest of the file as it is; return whether it changed."""
-    path, current = _tag_entry(root)
-    if current == tag:
-        return False
-    path.write_text(_TAG.sub(lambda m: m[1] + tag, path.read_text()))
-    return True
+    """Write a tag into the manifests that name one, leaving the rest as it is; return whether anything changed."""
+    changed = False
+    for file in TAGGED:
+        path, current = _tag_entry(root, file)
+        if current != tag:
+            path.write_text(_TAG.sub(lambda m: m[1] + tag, path.read_text()))
+            changed = True
+    return changed
 
 
-def _tag_entry(root: Path) -> tuple[Path, str]:
-    path = root / BASE_KUSTOMIZATION.relative_to(ROOT)
+def _tag_entry(root: Path, file: Path) -> tuple[Path, str]:
+    path = root / file.relative_to(ROOT)
     found = _TAG.findall(path.read_text())
     if len(found) != 1:
         raise LabError(f"{path.relative_to(root)} names no tag for {IMAGE_IN_CLUSTER}.", "restore its `images:` entry")

@@ -61,7 +61,8 @@ def bench(settings: Settings, versions: Versions) -> int:
     if "check" in wanted:
         from scripts.check.bench_check import measure_check
 
-        found, details["check"] = measure_check(settings)
+        peers = os.environ.get("PEERS", "")
+        found, details["check"] = measure_check(settings, Path(peers).resolve() if peers else None)
         measures += found
     console.table(
         "Measures",

@@ -7,12 +7,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts import console, settings
-from scripts.errors import LabError
-from scripts.settings import Settings
+from scripts.errors import LabError, UsageError
+from scripts.settings import Monitoring, Settings
 
 if TYPE_CHECKING:
     from scripts.versions import Versions
@@ -98,7 +99,7 @@ def _tools(chosen: Settings) -> int:
     from scripts import provide
 
     with console.Board() as board, board.task("Tools of the tests"):
-        outcome = provide.ensure_check_tools(chosen, _pinned(), chosen.state_dir / "logs", dry_run=True)
+        outcome = provide.ensure_check_tools(chosen, _pinned(), chosen.state_dir / "logs", tests=True)
     if outcome.changed:
         console.line(outcome.what)
     return 0
@@ -107,11 +108,13 @@ def _tools(chosen: Settings) -> int:
 def _doctor(chosen: Settings) -> int:
     from scripts import labfacts, preflight, provide, sourcebuild
     from scripts.cache import Cache
+    from scripts.monitoring import mode
     from scripts.preconditions import Level
 
     source, why = provide.choose_source(chosen)
     console.line(f"image source: {source} ({why})")
-    warm = sourcebuild.is_warm(Cache(chosen.cache_dir), _pinned())
+    chosen = replace(chosen, monitoring=mode.choose(chosen, source))
+    warm = sourcebuild.is_warm(Cache(chosen.cache_dir), _pinned(), chosen.monitoring is not Monitoring.NONE)
     findings = labfacts.run_checks(chosen, source, warm)
     preflight.render(findings)
     return 1 if any(f.level is Level.ERROR for f in findings) else 0
@@ -198,12 +201,13 @@ def _test_endpoints(chosen: Settings) -> int:
 
 
 def _new_environment(chosen: Settings) -> int:
-    from scripts import deploy, environments, manifests, provide, versions
+    from scripts import deploy, environments, manifests, provide
+
+    pinned = _pinned()
 
     def check(flux_cd: Path) -> None:
-        log_dir = chosen.state_dir / "logs"
-        provide.ensure_check_tools(chosen, versions.load(), log_dir)
-        manifests.validate(chosen, versions.load(), chosen.tools_dir, flux_cd)
+        provide.ensure_check_tools(chosen, pinned, chosen.state_dir / "logs")
+        manifests.validate(chosen, pinned, chosen.tools_dir, flux_cd)
 
     name = os.environ.get("NAME", "")
     if os.environ.get("DELETE") == "1":
@@ -221,46 +225,17 @@ def _bench(chosen: Settings) -> int:
     return bench.bench(chosen, _pinned())
 
 
-def _kustomize_check(chosen: Settings) -> int:
-    from scripts.check import commands, runner
+def _kustomize(shown: str, *stages: str) -> Command:
+    """Return the command that runs some stages of the check, all of them if none is named, and shows them in one way."""
 
-    return commands.run(chosen, runner.ALL, commands.output_of(os.environ.get("OUTPUT", "")))
+    def command(chosen: Settings) -> int:
+        from scripts.check import commands
+        from scripts.check.model import Stage
 
+        output = commands.output_of(os.environ.get("OUTPUT", ""))
+        return commands.SHOWN[shown](chosen, tuple(Stage(s) for s in stages) or tuple(Stage), output)
 
-def _kustomize_structure(chosen: Settings) -> int:
-    from scripts.check import commands
-
-    return commands.structure(chosen, commands.output_of(os.environ.get("OUTPUT", "")))
-
-
-def _kustomize_build(chosen: Settings) -> int:
-    from scripts.check import commands
-
-    return commands.build(chosen, commands.output_of(os.environ.get("OUTPUT", "")))
-
-
-def _kustomize_validate(chosen: Settings) -> int:
-    from scripts.check import commands
-    from scripts.check.model import Stage
-
-    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA)
-    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
-
-
-def _kustomize_lint(chosen: Settings) -> int:
-    from scripts.check import commands
-    from scripts.check.model import Stage
-
-    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.LINT)
-    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
-
-
-def _kustomize_dry_run(chosen: Settings) -> int:
-    from scripts.check import commands
-    from scripts.check.model import Stage
-
-    stages = (Stage.STRUCTURE, Stage.BUILD, Stage.DRY_RUN)
-    return commands.run(chosen, stages, commands.output_of(os.environ.get("OUTPUT", "")))
+    return command
 
 
 def _kustomize_diff(chosen: Settings) -> int:
@@ -313,6 +288,69 @@ def _keda_remove(chosen: Settings) -> int:
     from scripts import deploy, keda
 
     console.line(keda.remove(deploy.lab_kube(chosen)).what)
+    return 0
+
+
+def _query(chosen: Settings) -> int:
+    from scripts.monitoring import query
+
+    env = os.environ
+    return query.query(chosen, env.get("Q", ""), env.get("SINCE", ""), env.get("OUTPUT", ""))
+
+
+def _port_forward_tool(name: str) -> Command:
+    def command(chosen: Settings) -> int:
+        from scripts.monitoring import forward, prometheus
+
+        tool = {t.name.lower(): t for t in (prometheus.PROMETHEUS, prometheus.ALERTMANAGER, prometheus.GRAFANA)}[name]
+        return forward.port_forward(chosen, tool, settings.port(os.environ, "PORT", tool.port))
+
+    return command
+
+
+def _alerts(chosen: Settings) -> int:
+    from scripts.monitoring import alerts
+
+    return alerts.show(chosen, os.environ.get("OUTPUT", "") or "table")
+
+
+def _alert_webhook(chosen: Settings) -> int:
+    from scripts.monitoring import alerts
+
+    if "ALERT_WEBHOOK_URL" not in os.environ:
+        raise UsageError(
+            "ALERT_WEBHOOK_URL is not in the environment.", "read -rs ALERT_WEBHOOK_URL; export ALERT_WEBHOOK_URL"
+        )
+    console.line(alerts.set_webhook(chosen, os.environ["ALERT_WEBHOOK_URL"].strip()))
+    return 0
+
+
+def _rules(_: Settings) -> int:
+    from scripts.monitoring import rules
+
+    changed = rules.write()
+    console.line(
+        f"written: {', '.join(p.name for p in changed)}" if changed else "the rules are what slo.yaml promises"
+    )
+    return 0
+
+
+def _debug_metrics(chosen: Settings) -> int:
+    from scripts.monitoring import debug_metrics
+
+    return debug_metrics.debug_metrics(chosen, os.environ.get("OUTPUT", ""))
+
+
+def _dashboards(chosen: Settings) -> int:
+    from scripts.monitoring import page
+
+    return page.dashboards(chosen, os.environ.get("SINCE", ""))
+
+
+def _dashboards_generate(_: Settings) -> int:
+    from scripts.monitoring.dashboards import generate
+
+    console.line(generate.write().what)
     return 0
 
 
@@ -386,9 +424,14 @@ def _app_tag(_: Settings) -> int:
 
 
 COMMANDS: dict[str, Command] = {
+    "alert-webhook": _alert_webhook,
+    "alerts": _alerts,
     "app-tag": _app_tag,
     "bench": _bench,
     "clean": _clean,
+    "dashboards": _dashboards,
+    "dashboards-generate": _dashboards_generate,
+    "debug-metrics": _debug_metrics,
     "deploy": _deploy,
     "diagnose": _diagnose,
     "doctor": _doctor,
@@ -398,13 +441,13 @@ COMMANDS: dict[str, Command] = {
     "hpa-demo": _hpa_demo,
     "hpa-status": _hpa_status,
     "keda-remove": _keda_remove,
-    "kustomize-build": _kustomize_build,
-    "kustomize-check": _kustomize_check,
+    "kustomize-build": _kustomize("build", "structure", "build"),
+    "kustomize-check": _kustomize("report"),
     "kustomize-diff": _kustomize_diff,
-    "kustomize-dry-run": _kustomize_dry_run,
-    "kustomize-lint": _kustomize_lint,
-    "kustomize-structure": _kustomize_structure,
-    "kustomize-validate": _kustomize_validate,
+    "kustomize-dry-run": _kustomize("report", "structure", "build", "dry-run"),
+    "kustomize-lint": _kustomize("report", "structure", "build", "lint"),
+    "kustomize-structure": _kustomize("picture", "structure"),
+    "kustomize-validate": _kustomize("report", "structure", "build", "schema"),
     "lock": _lock,
     "logs": _logs,
     "mirror-fill": _mirror_fill,
@@ -414,10 +457,15 @@ COMMANDS: dict[str, Command] = {
     "new-environment": _new_environment,
     "outdated": _outdated,
     "port-forward": _port_forward,
+    "port-forward-alertmanager": _port_forward_tool("alertmanager"),
+    "port-forward-grafana": _port_forward_tool("grafana"),
+    "port-forward-prometheus": _port_forward_tool("prometheus"),
     "pre-push": _pre_push,
     "push": _push,
+    "query": _query,
     "reconcile": _reconcile,
     "resume": _resume,
+    "rules": _rules,
     "setup-all": _setup,
     "status": _status,
     "teardown": _teardown,
@@ -431,5 +479,6 @@ _QUIET = {
     "app-tag", "hpa-compare", "hpa-status", "status", "timings", "logs", "port-forward", "test-endpoints", "doctor", "tools", "mirror-list",
     "kustomize-check",
     "kustomize-diff", "pre-push", "hooks", "watch", "kustomize-structure", "kustomize-build", "kustomize-validate",
-    "kustomize-lint", "kustomize-dry-run",
+    "kustomize-lint", "kustomize-dry-run", "query", "alerts", "alert-webhook", "rules", "dashboards-generate",
+    "port-forward-prometheus", "port-forward-grafana", "port-forward-alertmanager",
 }  # fmt: skip

@@ -82,7 +82,7 @@ def deploy(settings: Settings, versions: Versions) -> None:
         )
     console.done("image", time.monotonic() - started, outcome.what)
     if appimage.set_manifest_tag(image.tag):
-        git.git("commit", "--message", f"Deploy {APP_NAME} {image.tag}", "--", appimage.BASE_KUSTOMIZATION)
+        git.git("commit", "--message", f"Deploy {APP_NAME} {image.tag}", "--", *appimage.TAGGED)
         console.line(f"  committed: {APP_NAME}:{image.tag}, for dev now and for the others by promotion")
     push(settings)
     _require_running(kube, image.tag)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import requests
 
+from scripts.errors import LabError
 from scripts.kube import Kube
-from scripts.process import background
+from scripts.process import Background, background
 from scripts.settings import APP_NAME, APP_PORT, Edge, Settings, environments
 from scripts.waiting import wait_for
 
@@ -87,13 +88,40 @@ def free_port() -> int:
         return port
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """A port of 127.0.0.1 that leads into the cluster."""
+
+    port: int
+    process: Background
+
+    def wait(self) -> None:
+        """Wait until it ends by itself, which is an error: its pod went away, or the API server did."""
+        self.process.process.wait()
+        self.process.require_running()
+
+
 @contextlib.contextmanager
 def forwarded(kube: Kube, environment: str, port: int = 0) -> Iterator[int]:
     """Forward a local port to the environment's Service while the block runs."""
+    with tunnel(kube, environment, f"service/{APP_NAME}", APP_PORT, port) as found:
+        yield found.port
+
+
+@contextlib.contextmanager
+def tunnel(kube: Kube, namespace: str, target: str, remote: int, port: int = 0) -> Iterator[Tunnel]:
+    """Forward a port of 127.0.0.1 (a free one by default) to a pod or Service while the block runs."""
+    if port and not _is_free(port):
+        raise LabError(f"Port {port} of 127.0.0.1 is taken.", f"give another one, as in PORT={free_port()}")
     local = port or free_port()
     args = [
-        str(kube.kubectl_path), "--context", kube.context, "--namespace", environment, "port-forward",
-        "--address", "127.0.0.1", f"service/{APP_NAME}", f"{local}:{APP_PORT}",
+        str(kube.kubectl_path), "--context", kube.context, "--namespace", namespace, "port-forward",
+        "--address", "127.0.0.1", target, f"{local}:{remote}",
     ]  # fmt: skip
     with background(args) as process:
 
@@ -104,4 +132,4 @@ def forwarded(kube: Kube, environment: str, port: int = 0) -> Iterator[int]:
                 return [] if probe.connect_ex(("127.0.0.1", local)) == 0 else [f"port {local} does not answer"]
 
         wait_for("the port-forward is up", pending, timeout_s=FORWARD_TIMEOUT_S, interval_s=0.05)
-        yield local
+        yield Tunnel(local, process)

@@ -19,6 +19,7 @@ from scripts.fluxcli import CONTROLLERS
 from scripts.git import differs as git_differs
 from scripts.git import ensure_known, remote_branches
 from scripts.kube import Kube, Object, condition, is_ready
+from scripts.monitoring import full, mode
 from scripts.outcome import Outcome
 from scripts.process import run
 from scripts.settings import (
@@ -28,6 +29,7 @@ from scripts.settings import (
     RECEIVER_NAME,
     RECEIVER_NODE_PORT,
     Edge,
+    Monitoring,
     Settings,
     environments,
     source_name,
@@ -42,6 +44,12 @@ GIT_SECRET = "git-credentials"
 RECEIVER_SECRET = "git-push-token"
 STATE_CONFIG_MAP = "gitops-lab"
 WITHOUT_EDGE = "bootstrap/without-edge"
+# What the root Kustomization takes in for a lab without monitoring, and for one with the whole stack; lite is Git's own.
+MONITORING_COMPONENTS = {
+    Monitoring.NONE: "bootstrap/without-monitoring",
+    Monitoring.FULL: "bootstrap/monitoring-full",
+}
+MONITORING_SYNCS = ("monitoring-definitions", "monitoring-stack", "monitoring-rules")
 NUDGE_AFTER_S = 8.0
 
 # Arguments that make Flux answer at once in a lab of one user. Each replaces one of the same name.
@@ -182,10 +190,15 @@ def root_objects(settings: Settings, with_credentials: bool) -> list[Object]:
         inner.append(_repository_patch(settings.image_repository))
     if inner:
         patches.append(_applications_patch(inner, settings.edge))
+    if settings.image_repository:
+        # The receiver of alerts runs on the application's image.
+        patches.append(_repository_patch(settings.image_repository, name="monitoring-rules"))
     if patches:
         spec["patches"] = patches
-    if settings.edge is Edge.NONE:
-        spec["components"] = [WITHOUT_EDGE]
+    components = [WITHOUT_EDGE] if settings.edge is Edge.NONE else []
+    components += filter(None, [MONITORING_COMPONENTS.get(settings.monitoring)])
+    if components:
+        spec["components"] = components
     kustomization = {
         "apiVersion": "kustomize.toolkit.fluxcd.io/v1",
         "kind": "Kustomization",
@@ -201,13 +214,13 @@ def _root_source() -> Object:
     return next(d for d in documents if d and d["metadata"]["name"] == ROOT_NAME)
 
 
-def _repository_patch(repository: str) -> Object:
-    """Let every environment take the application from another repository."""
+def _repository_patch(repository: str, **target: str) -> Object:
+    """Let every Flux Kustomization, or the one named, take the application from another repository."""
     # An entry of the overlay's own name would replace the overlay's, tag and all; Kustomize takes the name as a
     # regular expression, so the same image can be meant by another entry.
     pattern = IMAGE_IN_CLUSTER.replace(".", "[.]")
     images = [{"op": "add", "path": "/spec/images", "value": [{"name": pattern, "newName": repository}]}]
-    return {"target": {"kind": "Kustomization"}, "patch": json.dumps(images)}
+    return {"target": {"kind": "Kustomization", **target}, "patch": json.dumps(images)}
 
 
 def _applications_patch(inner: Sequence[Object], edge: Edge) -> Object:
@@ -268,6 +281,8 @@ def ensure_bootstrap(settings: Settings, kube: Kube, subnet: str, credentials: M
     objects += receiver_objects(settings, token, subnet)
     if settings.owns_git:
         objects += git_service_objects(settings)
+    if settings.monitoring is Monitoring.FULL:
+        objects += full.grafana_objects(kube)
     objects += root_objects(settings, bool(credentials))
     wanted = digest_of(objects)
     changed = _applied(kube).get("bootstrap") != wanted
@@ -388,6 +403,8 @@ def expected_kustomizations(settings: Settings, branches: Mapping[str, str]) -> 
     sources |= {"infrastructure-sync": "infrastructure", "metrics-server-sync": "infrastructure"}
     if settings.edge is not Edge.NONE:
         sources["edge-sync"] = "infrastructure"
+    if mode.in_lab(settings) is not Monitoring.NONE:
+        sources |= dict.fromkeys(MONITORING_SYNCS, "infrastructure")
     sources |= {environment: source_name(environment) for environment in environments()}
     ensure_known(settings, branches)
     scopes = {scope.name: scope for scope in source_scopes()}

@@ -15,7 +15,7 @@ from pathlib import Path
 from scripts import console
 from scripts.cache import Cache, digest_of
 from scripts.errors import LabError
-from scripts.gobuild import module_dir
+from scripts.gobuild import module_dir, writable
 from scripts.process import run
 from scripts.toolchain import GoToolchain
 from scripts.versions import Versions
@@ -42,7 +42,7 @@ def build_flux_cli(
         if tree.exists():
             shutil.rmtree(tree)
         shutil.copytree(module_dir(go, versions.flux_cli.module), tree)
-        _writable(tree)
+        writable(tree)
         out = tree / "cmd" / "flux" / "manifests"
         out.mkdir()
         for controller in CONTROLLERS:
@@ -76,7 +76,7 @@ def _module_of(versions: Versions, controller: str) -> str:
 def _localise(base: Path, controller_module: Path) -> None:
     """Replace the release files that a base names by the same trees of the controller's module."""
     shutil.copytree(controller_module / "config", base / "config")
-    _writable(base / "config")
+    writable(base / "config")
     path = base / "kustomization.yaml"
     text = path.read_text()
     local = {"crds": "config/crd", "deployment": "config/manager"}
@@ -88,8 +88,3 @@ def _localise(base: Path, controller_module: Path) -> None:
 
 def _render(kustomize: Path, folder: Path, target: Path) -> None:
     target.write_text(run([kustomize, "build", folder], timeout_s=60).stdout)
-
-
-def _writable(tree: Path) -> None:
-    for path in (tree, *tree.rglob("*")):
-        path.chmod(path.stat().st_mode | 0o200)

@@ -36,9 +36,10 @@ def lock_folder(name: str, module: GoModule) -> Path:
 def module_key(name: str, module: GoModule, go_version: str) -> str:
     """Return the key of a module's binaries: a hash of all that goes into them."""
     folder = lock_folder(name, module)
+    tags = [list(module.tags)] if module.tags else []
     files = {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
     return digest_of(
-        BUILD_REVISION, name, go_version, platform.machine(), files, dict(module.binaries), _stamps(module)
+        BUILD_REVISION, name, go_version, platform.machine(), files, dict(module.binaries), _stamps(module), *tags
     )
 
 
@@ -54,12 +55,13 @@ def build_module(cache: Cache, go: GoToolchain, name: str, module: GoModule, log
         log_dir.mkdir(parents=True, exist_ok=True)
         log.write_text("")
         console.note(f"{name}: downloading modules")
-        _download(go, workspace, tuple(module.binaries.values()), log)
+        tags = _tag_options(module)
+        _download(go, workspace, (*tags, *module.binaries.values()), log)
         for binary, package in module.binaries.items():
             console.note(f"{name}: compiling {binary}")
             flags = " ".join(["-s", "-w", *(f"-X {k}={v}" for k, v in _stamps(module).items())])
             run(
-                [go.go, "build", "-ldflags", flags, "-o", folder / binary, package],
+                [go.go, "build", *tags, "-ldflags", flags, "-o", folder / binary, package],
                 timeout_s=BUILD_TIMEOUT_S,
                 cwd=workspace,
                 env=go.env,
@@ -71,11 +73,15 @@ def build_module(cache: Cache, go: GoToolchain, name: str, module: GoModule, log
     return cache.ensure(name, module_key(name, module, go.version), build)
 
 
-def _download(go: GoToolchain, workspace: Path, packages: tuple[str, ...], log: Path) -> None:
+def _tag_options(module: GoModule) -> list[str]:
+    return ["-tags", ",".join(module.tags)] if module.tags else []
+
+
+def _download(go: GoToolchain, workspace: Path, arguments: tuple[str, ...], log: Path) -> None:
     # `go build` downloads what the packages need and no more; `go mod download` alone would fetch every
     # module of the graph. Listing the packages' dependencies does the former with a status line of its own.
     run(
-        [go.go, "list", "-deps", "-f", "{{.ImportPath}}", *packages],
+        [go.go, "list", "-deps", "-f", "{{.ImportPath}}", *arguments],
         timeout_s=1800,
         cwd=workspace,
         env=go.env,
@@ -116,3 +122,9 @@ def module_dir(go: GoToolchain, module_version: str) -> Path:
     if not folder:
         raise LabError(f"Go downloaded {module_version} but names no folder for it.")
     return Path(folder)
+
+
+def writable(tree: Path) -> None:
+    """Let a copy of a module be changed: Go's module cache may be read-only."""
+    for path in (tree, *tree.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o200)

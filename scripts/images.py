@@ -27,6 +27,8 @@ from scripts.versions import Versions
 RECIPES_FILE = KIND_DIR / "images.yaml"
 REPOSITORY = "gitops-lab"
 _REVISION = 1
+# Fields that recipes got later: where they are empty, images that were built before are still the right ones.
+_LATER = ("workdir", "monitoring")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class ComponentImage:
     user: str = ""
     ca: bool = False
     node: bool = False
+    workdir: str = ""
+    monitoring: bool = False
 
 
 def load_recipes(versions: Versions) -> list[ComponentImage]:
@@ -67,7 +71,8 @@ def recipe_key(recipe: ComponentImage, source: SourceSet) -> str:
     base = source.keys.get(recipe.base, recipe.base)
     ca = source.keys["rootfs-glibc"] if recipe.ca else ""
     copied = {path: (ROOT / path).read_text() for path in recipe.copy}
-    return digest_of(_REVISION, recipe.__dict__, inputs, base, ca, copied)
+    own = {key: value for key, value in recipe.__dict__.items() if value or key not in _LATER}
+    return digest_of(_REVISION, own, inputs, base, ca, copied)
 
 
 def built_name(recipe: ComponentImage, source: SourceSet) -> str:
@@ -86,7 +91,11 @@ def ensure_image(recipe: ComponentImage, source: SourceSet) -> tuple[str, bool]:
         lines = [f"FROM {'scratch' if recipe.base == 'scratch' else ensure_base(recipe.base, source)}"]
         for number, (path, target) in enumerate(recipe.files.items()):
             module, _, binary = path.partition("/")
-            _link_or_copy(source.binary(module, binary), context / f"{number}")
+            built = source.binary(module, binary)
+            if built.is_dir():
+                shutil.copytree(built, context / f"{number}")
+            else:
+                _link_or_copy(built, context / f"{number}")
             lines.append(f"COPY {number} {target}")
         if recipe.ca:
             (context / "ca.crt").write_bytes(ca_bundle(source))
@@ -101,6 +110,8 @@ def ensure_image(recipe: ComponentImage, source: SourceSet) -> tuple[str, bool]:
                 (context / "links" / link).symlink_to(binary)
             lines.append("COPY links/ /usr/local/bin/")
         lines.append("ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin")
+        if recipe.workdir:
+            lines.append(f"WORKDIR {recipe.workdir}")
         if recipe.user:
             lines.append(f"USER {recipe.user}")
         lines += [

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from scripts.cache import digest_of, digest_of_tree
-from scripts.settings import KIND_DIR, REGISTRY_IN_CLUSTER, Edge, Settings
+from scripts.monitoring import mode
+from scripts.settings import KIND_DIR, REGISTRY_IN_CLUSTER, Edge, Monitoring, Settings
 from scripts.versions import PLATFORMS, Image, Versions
 
 # Only what the Git server's image is built on, where nobody has built it: not needed of a mirror that has that image.
@@ -50,6 +51,8 @@ def all_images(versions: Versions) -> dict[str, Image]:
 def needed_images(settings: Settings, versions: Versions) -> dict[str, Image]:
     """Return the images that a lab with these settings pulls from a mirror that is whole: what it has from the start."""
     left_out = {BASE_OF_GIT_SERVER, *(_EDGE_IMAGES if settings.edge is Edge.NONE else ())}
+    if settings.monitoring is not Monitoring.AUTO:
+        left_out |= {*mode.images(Monitoring.FULL)} - {*mode.images(settings.monitoring)}
     needed = {name: image for name, image in all_images(versions).items() if name not in left_out}
     return {name: image for name, image in needed.items() if not image.on_demand}
 

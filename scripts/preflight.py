@@ -23,6 +23,7 @@ from scripts.settings import (
     MIN_DISK_BYTES,
     MIN_DISK_WARM_BYTES,
     MIN_MEMORY_BYTES,
+    MONITORING_MEMORY_BYTES,
     ImageSource,
     Settings,
 )
@@ -75,7 +76,7 @@ def check(
             _cgroup(engine, host),
             _capabilities(engine, host),
             *_inotify(host),
-            *_memory(host, engine, lab),
+            *_memory(settings, host, engine, lab),
             *_disk(settings, host, lab, source, warm),
             *_container(host),
             *preflight_network.subnet_findings(settings, host, lab),
@@ -253,7 +254,7 @@ def _sysctl_mend() -> str:
     )
 
 
-def _memory(host: HostFacts, engine: EngineFacts | None, lab: LabFacts) -> list[Finding]:
+def _memory(settings: Settings, host: HostFacts, engine: EngineFacts | None, lab: LabFacts) -> list[Finding]:
     engine_bytes = engine.memory_bytes if engine else 0
     known = [b for b in (engine_bytes, host.memory_limit_bytes, host.memory_total_bytes) if b]
     if not known:
@@ -264,6 +265,11 @@ def _memory(host: HostFacts, engine: EngineFacts | None, lab: LabFacts) -> list[
         mend = "Docker Desktop, Settings, Resources: raise the memory" if desktop else "give the machine more memory"
         what = f"{_gib(total)} of memory; the lab needs {_gib(MIN_MEMORY_BYTES)}."
         return [Finding("memory", unless_running(lab, Level.ERROR), what, mend)]
+    more = MONITORING_MEMORY_BYTES.get(settings.monitoring, 0)
+    if total < (MIN_MEMORY_BYTES + more) * MEMORY_TOLERANCE:
+        what = f"{_gib(total)} of memory; with MONITORING={settings.monitoring} the lab needs {_gib(MIN_MEMORY_BYTES + more)}."
+        mend = "MONITORING=lite, which needs less, or MONITORING=none"
+        return [Finding("memory", unless_running(lab, Level.WARNING), what, mend)]
     available = host.memory_available_bytes
     if available is not None and available < MIN_MEMORY_BYTES / 2 and not (engine and engine.is_desktop):
         what = f"Only {_gib(available)} of {_gib(total)} of memory are free."

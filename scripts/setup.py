@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from scripts import (
     labfacts,
     manifests,
     mirrors,
+    nodeimages,
     preflight,
     sidecars,
     timings,
@@ -30,9 +31,10 @@ from scripts.docker import engine_info
 from scripts.engine import ensure_engine
 from scripts.errors import LabError, UsageError
 from scripts.kube import Kube
+from scripts.monitoring import mode
 from scripts.outcome import Outcome
 from scripts.reasons import explain_now as explain
-from scripts.settings import APP_NAME, Edge, ImageSource, Settings, environments
+from scripts.settings import APP_NAME, Edge, ImageSource, Monitoring, Settings, environments
 from scripts.sourcebuild import is_warm
 from scripts.versions import Versions
 from scripts.waiting import wait_for
@@ -106,7 +108,8 @@ def _run_steps(run: Run, board: console.Board) -> None:
         step(4, validate_manifests)
         image = pool.submit(step, 5, lambda r: build_application(r, registry))
         _result(made)
-        flux_done = pool.submit(step, 6, lambda r: bootstrap_flux(r, image))
+        loaded = pool.submit(load_monitoring, run)
+        flux_done = pool.submit(step, 6, lambda r: bootstrap_flux(r, image, loaded))
         _result(image)
         _result(flux_done)
     step(7, wait_and_verify)
@@ -143,9 +146,13 @@ def check_preconditions(run: Run) -> Outcome:
     run.head = git.working_copy().head
     run.source, why = providing.choose_source(run.settings)
     console.line(f"  image source: {run.source} ({why})")
+    run.settings = replace(run.settings, monitoring=mode.choose(run.settings, run.source))
+    console.line(f"  monitoring: {run.settings.monitoring}")
     engine = ensure_engine(run.settings) if run.settings.owns_cluster else Outcome(False, "existing cluster")
     run.engine = engine_info() or {}
-    warm = run.source is ImageSource.REGISTRY or is_warm(Cache(run.settings.cache_dir), run.versions)
+    warm = run.source is ImageSource.REGISTRY or is_warm(
+        Cache(run.settings.cache_dir), run.versions, run.settings.monitoring is not Monitoring.NONE
+    )
     raised = preflight.raise_inotify()
     findings = labfacts.run_checks(run.settings, run.source, warm)
     preflight.require(findings)
@@ -168,6 +175,7 @@ def get_tools_and_images(run: Run) -> Outcome:
     """Step 2: the same tools and images, whichever source they come from."""
     run.provided, outcome = providing.provide(run.settings, run.versions, run.source, run.log_dir)
     providing.remember_source(run.settings, run.source)
+    mode.remember(run.settings, run.settings.monitoring)
     return outcome
 
 
@@ -232,20 +240,32 @@ def build_application(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
     return outcome
 
 
-def bootstrap_flux(run: Run, image: Future[Any]) -> Outcome:
+def load_monitoring(run: Run) -> Outcome:
+    """Put monitoring's images onto the nodes, if the lab has it: beside Flux, which asks for them a little later."""
+    if run.settings.monitoring is Monitoring.NONE or not run.settings.owns_cluster:
+        return Outcome(False, "no monitoring images")
+    if run.have.pin_images:
+        return nodeimages.ensure_pulled(
+            run.settings, [run.have.versions.images[name] for name in mode.images(run.settings.monitoring)]
+        )
+    return nodeimages.ensure_loaded(run.settings, run.have.monitoring_images)
+
+
+def bootstrap_flux(run: Run, image: Future[Any], loaded: Future[Outcome]) -> Outcome:
     """Step 6: Flux, following the Git repository that this clone is pushed to."""
     settings, kube = run.settings, run.kube
     installed = flux.ensure_flux(settings, kube, run.have.tool("flux"), run.have.versions, run.have.pin_images)
     remote = git.ensure_remote(settings)
     pushed = git.push_main(settings, run.head)
     branches = git.ensure_environment_branches(settings)
-    # Nothing may ask for the image before it is in the registry: a failed pull backs off for seconds.
+    # Nothing may ask for an image before it is in the registry or on the nodes: a failed pull backs off for seconds.
     _result(image)
+    monitoring = _result(loaded)
     subnet = cluster.network_subnet(settings) if settings.owns_cluster else ""
     rooted = flux.ensure_bootstrap(settings, kube, subnet, git.credentials(settings, os.environ))
     if settings.owns_git:
         flux.connect_git_server(settings, kube)
-    outcomes = (installed, remote, pushed, branches, rooted)
+    outcomes = (installed, remote, pushed, branches, rooted, monitoring)
     return Outcome(any(o.changed for o in outcomes), ", ".join(o.what for o in (installed, pushed, rooted)))
 
 

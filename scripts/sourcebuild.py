@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts import console, rootfs
+from scripts import console, rootfs, webui
 from scripts.cache import Cache, digest_of, lock
 from scripts.errors import LabError
 from scripts.fluxcli import build_flux_cli, flux_cli_key
@@ -33,7 +33,20 @@ _TRASH = "trash-"
 ORDER = (
     "kustomize", "kubeconform", "kubernetes", "kind", "containerd", "cri-tools", "cni", "etcd", "coredns",
     "kube-router", "registry", "metrics-server", "flux", "envoy-gateway", "vegeta",
+    "promtool", "prometheus", "prometheus-operator", "kube-state-metrics", "node-exporter",
 )  # fmt: skip
+# What only a lab with monitoring needs; promtool is the tests' too, who build it by themselves.
+MONITORING = frozenset(
+    {
+        "promtool",
+        "prometheus",
+        "prometheus-operator",
+        "kube-state-metrics",
+        "node-exporter",
+        "alertmanager",
+        "prometheus-ui",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -46,16 +59,17 @@ class SourceSet:
     built: tuple[str, ...] = ()
 
     def binary(self, module: str, name: str) -> Path:
-        """Return the path of one binary."""
+        """Return the path of one binary, or of a folder of files."""
         path = self.folders[module] / name
-        if not path.is_file():
+        if not path.exists():
             raise LabError(f"{module} was built without {name}.", "remove that cache entry with `make clean CACHE=1`")
         return path
 
 
-def expected_entries(versions: Versions) -> dict[str, str]:
+def expected_entries(versions: Versions, monitoring: bool = True) -> dict[str, str]:
     """Return every cache entry of source mode by name, with its key: what is there need not be built."""
-    return {name: key for name, key in entry_keys(versions).items() if name not in on_demand(versions)}
+    left_out = on_demand(versions) | (set() if monitoring else MONITORING)
+    return {name: key for name, key in entry_keys(versions).items() if name not in left_out}
 
 
 def on_demand(versions: Versions) -> set[str]:
@@ -70,33 +84,36 @@ def entry_keys(versions: Versions) -> dict[str, str]:
     keys["flux-cli"] = flux_cli_key(versions)
     keys["module-files"] = _module_files_key(versions)
     keys["envoy"] = _envoy_key(versions)
+    keys["alertmanager"] = webui.alertmanager_key(versions)
+    keys["prometheus-ui"] = webui.prometheus_ui_key(versions)
     return keys
 
 
-def is_warm(cache: Cache, versions: Versions) -> bool:
+def is_warm(cache: Cache, versions: Versions, monitoring: bool = True) -> bool:
     """Whether every output is already in the cache."""
-    return all(cache.find(name, key) for name, key in expected_entries(versions).items())
+    return all(cache.find(name, key) for name, key in expected_entries(versions, monitoring).items())
 
 
-def ensure_source_set(cache: Cache, versions: Versions, log_dir: Path) -> SourceSet:
-    """Return all outputs of source mode, building what is not in the cache."""
+def ensure_source_set(cache: Cache, versions: Versions, log_dir: Path, monitoring: bool = True) -> SourceSet:
+    """Return all outputs of source mode, with or without monitoring's, building what is not in the cache."""
     unknown = (set(versions.modules) - on_demand(versions)) ^ set(ORDER)
     if unknown:
         raise LabError(f"versions.yaml and scripts/sourcebuild.py disagree about: {', '.join(sorted(unknown))}.")
-    keys = expected_entries(versions)
-    present = {name: cache.find(name, key) for name, key in keys.items()}
+    keys = entry_keys(versions)
+    wanted = expected_entries(versions, monitoring)
+    present = {name: cache.find(name, key) for name, key in wanted.items()}
     missing = [name for name, found in present.items() if not found]
     if not missing:
         _remove_trash(cache)
-        return _result({k: v for k, v in present.items() if v}, entry_keys(versions), ())
+        return _result({k: v for k, v in present.items() if v}, keys, ())
     with lock(cache.root / "locks" / "source-build.lock", "building the tools and images from source"):
-        return _build(cache, versions, keys, log_dir)
+        return _build(cache, versions, wanted, keys, log_dir)
 
 
-def _build(cache: Cache, versions: Versions, keys: dict[str, str], log_dir: Path) -> SourceSet:
+def _build(cache: Cache, versions: Versions, wanted: dict[str, str], keys: dict[str, str], log_dir: Path) -> SourceSet:
     found: dict[str, Path] = {}
     built: list[str] = []
-    missing = [name for name, key in keys.items() if not cache.find(name, key)]
+    missing = [name for name, key in wanted.items() if not cache.find(name, key)]
 
     def keep(name: str, make: Callable[[], tuple[Path, bool]]) -> None:
         started = time.monotonic()
@@ -109,10 +126,16 @@ def _build(cache: Cache, versions: Versions, keys: dict[str, str], log_dir: Path
     def go_lane() -> None:
         with console.lane("  compiling"):
             go = ensure_go(cache, versions.go.version, versions.go.bootstrap)
-            for name in ORDER:
+            for name in [name for name in ORDER if name in wanted]:
                 keep(name, lambda n=name: build_module(cache, go, n, versions.modules[n], log_dir))  # type: ignore[misc]
             keep("module-files", lambda: _module_files(cache, versions, go))
             keep("flux-cli", lambda: build_flux_cli(cache, go, versions, found["kustomize"] / "kustomize", log_dir))
+            for name, build in (
+                ("alertmanager", webui.build_alertmanager),
+                ("prometheus-ui", webui.build_prometheus_ui),
+            ):
+                if name in wanted:
+                    keep(name, lambda b=build: b(cache, go, versions, log_dir))  # type: ignore[misc]
 
     def debian_lane() -> None:
         with console.lane("  packages"):
@@ -126,7 +149,7 @@ def _build(cache: Cache, versions: Versions, keys: dict[str, str], log_dir: Path
             lane.result()
     # What is left of the compiler's caches is of no more use: outputs are whole, and a changed pin downloads its own.
     drop_build_caches(cache)
-    return _result(found, entry_keys(versions), tuple(built))
+    return _result(found, keys, tuple(built))
 
 
 def ensure_on_demand(cache: Cache, versions: Versions, name: str, log_dir: Path) -> SourceSet:

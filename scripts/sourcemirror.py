@@ -77,11 +77,18 @@ def component_spec(recipe: ComponentImage, source: SourceSet, architecture: str)
     files = []
     for path, target in recipe.files.items():
         module, _, binary = path.partition("/")
-        files.append(FileInImage(target, source.binary(module, binary), executable=True))
+        built = source.binary(module, binary)
+        if built.is_dir():
+            inner = sorted(p for p in built.rglob("*") if p.is_file())
+            files += [FileInImage(f"{target}/{p.relative_to(built)}", p) for p in inner]
+        else:
+            files.append(FileInImage(target, built, executable=True))
     if recipe.ca:
         files.append(FileInImage("/etc/ssl/certs/ca-certificates.crt", images.ca_bundle(source)))
     files += [FileInImage(target, ROOT / origin) for origin, target in recipe.copy.items()]
     config: dict[str, object] = {"Env": [PATH]}
+    if recipe.workdir:
+        config["WorkingDir"] = recipe.workdir
     if recipe.user:
         config["User"] = recipe.user
     if recipe.entrypoint:

@@ -17,7 +17,7 @@ from scripts.endpoints import EndpointResult
 from scripts.errors import LabError, UsageError
 from scripts.kube import Kube, Object, UnreachableError, condition, is_ready
 from scripts.reasons import autoscaler_problem, explain, waits_for_first_metrics
-from scripts.settings import APP_NAME, FLUX_NAMESPACE, Settings, environments
+from scripts.settings import APP_NAME, FLUX_NAMESPACE, MONITORING_NAMESPACE, Settings, environments
 from scripts.snapshot import Snapshot, collect
 
 OUTPUTS = ("table", "json")
@@ -53,7 +53,7 @@ class FluxRow:
 
 @dataclass(frozen=True)
 class PodRow:
-    """A pod of an environment."""
+    """A pod of an environment, or of monitoring."""
 
     environment: str
     name: str
@@ -105,8 +105,8 @@ def from_snapshot(
 ) -> Status:
     """Return the status that a snapshot tells."""
     namespaces = set(names)
-    order = {name: index for index, name in enumerate(names)}
-    in_environments = [p for p in snapshot.pods if p["metadata"].get("namespace") in namespaces]
+    order = {name: index for index, name in enumerate((*names, MONITORING_NAMESPACE))}
+    shown = [p for p in snapshot.pods if p["metadata"].get("namespace") in order]
     scalers = [a for a in snapshot.autoscalers if a["metadata"].get("namespace") in namespaces]
     flux = (*snapshot.sources, *snapshot.kustomizations)
     return Status(
@@ -114,9 +114,7 @@ def from_snapshot(
         taken_at=now_iso(),
         nodes=tuple(_node_row(n) for n in snapshot.nodes),
         flux=tuple(_flux_row(f) for f in flux),
-        pods=tuple(
-            sorted((_pod_row(snapshot, p) for p in in_environments), key=lambda p: (order[p.environment], p.name))
-        ),
+        pods=tuple(sorted((_pod_row(snapshot, p) for p in shown), key=lambda p: (order[p.environment], p.name))),
         autoscalers=tuple(sorted((_autoscaler_row(snapshot, a) for a in scalers), key=lambda a: order[a.environment])),
         endpoints=results,
         causes=(*explain(snapshot), *_absent(snapshot, names)),

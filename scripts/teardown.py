@@ -10,6 +10,7 @@ from scripts.cache import lock
 from scripts.docker import container_state, docker, engine_info, inspect, is_ours
 from scripts.errors import LabError
 from scripts.kube import Kube
+from scripts.monitoring import mode
 from scripts.process import run
 from scripts.provide import forget_source
 from scripts.settings import Settings
@@ -71,6 +72,7 @@ def _remove(settings: Settings, purge: bool) -> list[str]:
     if outcome.changed:
         removed.append("Git remote")
     forget_source(settings)
+    mode.forget(settings)
     return removed
 
 

@@ -58,6 +58,7 @@ class GoModule:
     staging: str = ""
     replace: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     stamps: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    tags: tuple[str, ...] = ()
     lock: str = ""
     on_demand: str = ""
 
@@ -76,6 +77,30 @@ class FluxCli:
 
     def __post_init__(self) -> None:
         _require_version(self.module, "@")
+
+
+@dataclass(frozen=True)
+class Alertmanager:
+    """The module that Alertmanager is built in."""
+
+    module: str
+
+    def __post_init__(self) -> None:
+        _require_version(self.module, "@")
+
+
+@dataclass(frozen=True)
+class PrometheusUi:
+    """The module that holds Prometheus's user interface, and the packages that build it."""
+
+    module: str
+    pnpm: str
+    node: str
+
+    def __post_init__(self) -> None:
+        _require_version(self.module, "@")
+        _require_version(self.pnpm, "@")
+        _require_version(self.node, "==")
 
 
 @dataclass(frozen=True)
@@ -174,6 +199,14 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """A Helm chart and the repository that Flux takes it from."""
+
+    version: str
+    repository: str
+
+
+@dataclass(frozen=True)
 class Versions:
     """All of versions.yaml."""
 
@@ -184,9 +217,12 @@ class Versions:
     debian: str
     modules: Mapping[str, GoModule]
     flux_cli: FluxCli
+    alertmanager: Alertmanager
+    prometheus_ui: PrometheusUi
     envoy_wheel: EnvoyWheel
     tools: Mapping[str, Tool]
     images: Mapping[str, Image]
+    charts: Mapping[str, Chart]
 
 
 @cache

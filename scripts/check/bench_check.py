@@ -9,16 +9,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scripts.bench_measure import Measure
-from scripts.check.commands import TOOLS, ensure_tools, note_tools
+from scripts.check.apiserver import find_binaries, kept_warm
+from scripts.check.bench_peers import measure_peers
+from scripts.check.commands import ensure_tools, note_tools
 from scripts.errors import LabError
-from scripts.settings import FLUX_CD, ROOT, Settings
+from scripts.settings import CHECK_TOOLS, DRY_RUN_TOOLS, FLUX_CD, ROOT, Settings
 
-GOALS = {"cold_s": 1.5, "changed_s": 0.6, "warm_s": 0.3, "overlays_s": 5.0, "memory_mib": 300.0}
+GOALS = {
+    "cold_s": 1.5, "changed_s": 0.6, "warm_s": 0.3, "overlays_s": 5.0, "memory_mib": 300.0,
+    "dry_run_cold_s": 8.0, "dry_run_warm_s": 2.0,
+}  # fmt: skip
 OVERLAYS = (10, 100, 400)
 REPEATS = 5
 RUN_TIMEOUT_S = 300
@@ -34,45 +40,113 @@ class Timed:
     memory_mib: float
 
 
-def measure_check(settings: Settings) -> tuple[list[Measure], dict[str, Any]]:
-    """Time the check with an empty cache, after one file changed, with nothing changed, and over many overlays."""
+def measure_check(settings: Settings, peers: Path | None = None) -> tuple[list[Measure], dict[str, Any]]:
+    """Time the check: empty cache, one file changed, nothing changed, many overlays, dry run, and beside its peers.
+
+    Args:
+        settings: where the tools are.
+        peers: a folder with the peers' programs (yq, flate); a folder `trees` in it holds trees to measure besides this one.
+    """
     ensure_tools(settings)
     with tempfile.TemporaryDirectory(prefix="gitops-lab-bench-check-") as folder:
         place = Path(folder)
-        tree = Path(shutil.copytree(FLUX_CD, place / "repository" / "flux-cd"))
-        (place / "repository" / ".git").mkdir()
-        cold = [_run(settings, tree, _fresh(settings, place, f"cold-{n}")) for n in range(REPEATS)]
-        cache = _fresh(settings, place, "warm")
-        _run(settings, tree, cache)
-        warm = [_run(settings, tree, cache) for _ in range(REPEATS)]
+        tree = _copied(FLUX_CD, place)
+        own = _time_tree(settings, tree, place)
         deployment = tree / "applications" / "_base-app-config" / "deployment.yaml"
-        original = deployment.read_text()
-        changed = []
-        for number in range(REPEATS):
-            # A file of the base: every environment has to be rendered again.
-            deployment.write_text(original.replace("\nspec:\n", f"\nspec:\n  minReadySeconds: {number + 1}\n", 1))
-            changed.append(_run(settings, tree, cache))
+        changed = [_run(settings, tree, own.cache) for _ in _changes(deployment)]
         many = {
             count: _run(settings, _overlays(place, count), _fresh(settings, place, str(count))) for count in OVERLAYS
         }
+        dry_run = _time_dry_run(settings, tree, deployment, place)
+        beside: list[Measure] = []
+        of_peers: dict[str, Any] = {}
+        for other in [tree, *sorted((peers / "trees").glob("*"))] if peers else []:
+            timed = own if other is tree else _time_tree(settings, _copied(other, place), place)
+            found, of_peers[other.name] = measure_peers(
+                settings, timed.tree, peers or place, timed.cold_s, timed.warm_s, place
+            )
+            beside += found
     per_overlay = {count: timed.seconds / count for count, timed in many.items()}
-    memory = max(t.memory_mib for t in [*cold, *many.values()])
+    memory = max(t.memory_mib for t in [*own.cold, *many.values()])
     measures = [
-        Measure("check of this tree, empty cache", _median(cold), GOALS["cold_s"], "s"),
+        Measure("check of this tree, empty cache", own.cold_s, GOALS["cold_s"], "s"),
         Measure("check after a file of the base changed", _median(changed), GOALS["changed_s"], "s"),
-        Measure("check with nothing changed", _median(warm), GOALS["warm_s"], "s"),
+        Measure("check with nothing changed", own.warm_s, GOALS["warm_s"], "s"),
         Measure("check of 100 overlays, empty cache", many[100].seconds, GOALS["overlays_s"], "s"),
         Measure("time per overlay, 400 over 100", per_overlay[400] / per_overlay[100], LINEAR, "x"),
         Measure("most memory of a check", memory, GOALS["memory_mib"], "MiB"),
+        *(
+            Measure(f"dry run, {name}", _median(runs), GOALS[f"dry_run_{name}_s"], "s")
+            for name, runs in dry_run.items()
+        ),
+        *beside,
     ]
     details = {
-        "cold_s": [t.seconds for t in cold],
+        "cold_s": [t.seconds for t in own.cold],
         "changed_s": [t.seconds for t in changed],
-        "warm_s": [t.seconds for t in warm],
+        "warm_s": [t.seconds for t in own.warm],
         "overlays_s": {str(count): t.seconds for count, t in many.items()},
         "memory_mib": {str(count): t.memory_mib for count, t in many.items()},
+        "dry_run_s": {name: [t.seconds for t in runs] for name, runs in dry_run.items()},
+        "peers": of_peers,
     }
     return measures, details
+
+
+@dataclass(frozen=True)
+class _TimedTree:
+    """A tree's runs with an empty cache and with nothing changed, and the cache of the latter."""
+
+    tree: Path
+    cache: Path
+    cold: list[Timed]
+    warm: list[Timed]
+
+    @property
+    def cold_s(self) -> float:
+        return _median(self.cold)
+
+    @property
+    def warm_s(self) -> float:
+        return _median(self.warm)
+
+
+def _copied(tree: Path, place: Path) -> Path:
+    """Copy a tree into a repository of its own, where it may be changed."""
+    repository = place / "repositories" / tree.name
+    copy = Path(shutil.copytree(tree, repository / tree.name, symlinks=True, ignore=shutil.ignore_patterns(".git")))
+    (repository / ".git").mkdir()
+    return copy
+
+
+def _time_tree(settings: Settings, tree: Path, place: Path) -> _TimedTree:
+    cold = [_run(settings, tree, _fresh(settings, place, f"{tree.name}-cold-{n}")) for n in range(REPEATS)]
+    cache = _fresh(settings, place, f"{tree.name}-warm")
+    _run(settings, tree, cache)
+    return _TimedTree(tree, cache, cold, [_run(settings, tree, cache) for _ in range(REPEATS)])
+
+
+def _changes(deployment: Path) -> Iterator[None]:
+    """Change a file of the base, so that every environment has to be rendered again, as often as is measured."""
+    original = deployment.read_text()
+    for number in range(REPEATS):
+        deployment.write_text(original.replace("\nspec:\n", f"\nspec:\n  minReadySeconds: {number + 1}\n", 1))
+        yield
+    deployment.write_text(original)
+
+
+def _time_dry_run(settings: Settings, tree: Path, deployment: Path, place: Path) -> dict[str, list[Timed]]:
+    """Time the dry run alone with its builds: a server that has to be started, and one that `make watch` keeps warm."""
+    if find_binaries(settings.tools_dir) is None:
+        return {}
+    cache, state = _fresh(settings, place, "dry-run"), place / "state"
+    dry_run = {"DRY_RUN": "1", "XDG_STATE_HOME": str(state)}
+    cold = [_run(settings, tree, cache, "kustomize-dry-run", dry_run) for _ in _changes(deployment)]
+    with kept_warm(replace(settings, state_root=state / "gitops-lab")):
+        # The first run makes what has to exist there.
+        _run(settings, tree, _fresh(settings, place, "dry-run-first"), "kustomize-dry-run", dry_run)
+        warm = [_run(settings, tree, cache, "kustomize-dry-run", dry_run) for _ in _changes(deployment)]
+    return {"cold": cold, "warm": warm}
 
 
 def _median(runs: list[Timed]) -> float:
@@ -83,21 +157,24 @@ def _fresh(settings: Settings, place: Path, name: str) -> Path:
     """Return a cache folder that holds the tools and nothing else."""
     cache = place / "caches" / name / "gitops-lab"
     (cache / "tools").mkdir(parents=True)
-    for tool in TOOLS:
+    for tool in (t for t in (*CHECK_TOOLS, *DRY_RUN_TOOLS) if (settings.tools_dir / t).exists()):
         (cache / "tools" / tool).symlink_to((settings.tools_dir / tool).resolve())
     note_tools(replace(settings, cache_dir=cache))
     return cache.parent
 
 
-def _run(settings: Settings, tree: Path, cache: Path) -> Timed:
-    """Run the command as a user does and return its time and memory; it must find nothing wrong."""
+def _run(
+    settings: Settings, tree: Path, cache: Path, command: str = "kustomize-check", more: Mapping[str, str] | None = None
+) -> Timed:
+    """Run a command as a user does and return its time and memory; it must find nothing wrong."""
     # As the makefile calls it.
     inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    variables = {"TREE": str(tree), "XDG_CACHE_HOME": str(cache), "DRY_RUN": "0", "OUTPUT": "text"}
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "scripts", "kustomize-check"],
+        [sys.executable, "-m", "scripts", command],
         cwd=ROOT,
-        env={**inherited, "TREE": str(tree), "XDG_CACHE_HOME": str(cache), "DRY_RUN": "0", "OUTPUT": "text"},
+        env={**inherited, **variables, **(more or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

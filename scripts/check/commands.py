@@ -14,14 +14,12 @@ from scripts.check.outputs import WRITERS, Output
 from scripts.check.runner import ALL, Checked, ExtraStage, Options, check
 from scripts.check.store import Store, digest, identity_of
 from scripts.errors import UsageError
-from scripts.settings import ROOT, Settings
+from scripts.settings import CHECK_TOOLS, DRY_RUN_TOOLS, ROOT, Settings
 
 if TYPE_CHECKING:
     from scripts.check.model import Finding, Rendered
     from scripts.check.validate import Definitions
 
-TOOLS = ("kustomize", "kubeconform", "flux")
-DRY_RUN_TOOLS = ("kube-apiserver", "etcd")
 PIN_FILES = (ROOT / "versions.yaml", ROOT / "versions.lock.yaml")
 BUILD_OUTPUT = ROOT / "reports" / "kustomize-build"
 
@@ -74,13 +72,17 @@ def check_cache(settings: Settings) -> Path:
     return settings.cache_dir / "check"
 
 
+def pins_digest() -> str:
+    """Return a digest of what pins versions."""
+    return digest([p.read_text() if p.exists() else "" for p in PIN_FILES])
+
+
 def ensure_tools(settings: Settings) -> str:
     """Make the tools be there in the pinned versions, and return a digest of the pins."""
-    pins = digest([p.read_text() if p.exists() else "" for p in PIN_FILES])
-    tools = [settings.tools_dir / name for name in TOOLS]
+    pins = pins_digest()
+    tools = [settings.tools_dir / name for name in CHECK_TOOLS]
     store = Store(check_cache(settings))
-    current = [pins, *(identity_of(t) for t in tools)]
-    if all(t.exists() for t in tools) and store.get("tools", "current") == current:
+    if all(t.exists() for t in tools) and store.get("tools", "current") == _current_tools(settings, pins):
         return pins
     from scripts import provide, versions
 
@@ -93,16 +95,18 @@ def ensure_tools(settings: Settings) -> str:
 
 def note_tools(settings: Settings) -> None:
     """Note that the tools, as they are, are those of the pins."""
-    pins = digest([p.read_text() if p.exists() else "" for p in PIN_FILES])
-    tools = [settings.tools_dir / name for name in TOOLS]
-    Store(check_cache(settings)).put("tools", "current", [pins, *(identity_of(t) for t in tools)])
+    Store(check_cache(settings)).put("tools", "current", _current_tools(settings, pins_digest()))
+
+
+def _current_tools(settings: Settings, pins: str) -> list[str]:
+    return [pins, *(identity_of(settings.tools_dir / name) for name in CHECK_TOOLS)]
 
 
 def definitions(settings: Settings) -> Definitions:
     """Return where schemas come from besides the tree; what the pins say is read again only when they change."""
     from scripts.check.validate import Definitions
 
-    store, pins = Store(check_cache(settings)), digest([p.read_text() if p.exists() else "" for p in PIN_FILES])
+    store, pins = Store(check_cache(settings)), pins_digest()
     kubernetes, *files = store.get("definitions", pins) or ("",)
     if not kubernetes or not all(Path(f).exists() for f in files):
         from scripts import versions
@@ -138,9 +142,8 @@ def show(report: Report, output: Output) -> int:
     return 0 if report.ok else 1
 
 
-def structure(settings: Settings, output: Output) -> int:
+def structure(settings: Settings, stages: Sequence[Stage], output: Output) -> int:
     """Show the tree as a picture, and what is wrong with how it hangs together."""
-    stages = (Stage.STRUCTURE,)
     checked = check(options_for(settings, stages=stages), need_renderings=output is Output.TEXT)
     if output is not Output.TEXT:
         return show(checked.report, output)
@@ -151,15 +154,18 @@ def structure(settings: Settings, output: Output) -> int:
     return 0 if checked.report.ok else 1
 
 
-def build(settings: Settings, output: Output) -> int:
+def build(settings: Settings, stages: Sequence[Stage], output: Output) -> int:
     """Build every kustomization into files of a folder."""
-    stages = (Stage.STRUCTURE, Stage.BUILD)
     checked = check(options_for(settings, stages=stages, everything=True), need_renderings=True)
     folder = write_builds(checked, BUILD_OUTPUT)
     code = show(checked.report, output)
     if output is Output.TEXT:
         console.raw(f"written to {folder}")
     return code
+
+
+# How a command shows what its stages found.
+SHOWN = {"report": run, "picture": structure, "build": build}
 
 
 def diff(settings: Settings, base: str, live: bool, output: str) -> int:

@@ -140,8 +140,11 @@ class _Run:
         told = Answer(answer.status, answer.body, tuple(w for w in answer.warnings if "PodSecurity" not in w))
         return [
             *self._verdict(told, item),
-            *verdict.refusal(pods, item.resource, item.rendered, "its pods are refused: "),
-        ]
+            *verdict.refusal(
+                pods, item.resource, item.rendered, "its pods are refused: ",
+                within=POD_TEMPLATES[item.group, item.resource.kind],
+            ),
+        ]  # fmt: skip
 
     def _verdict(self, answer: Answer, item: Applied) -> Iterator[Finding]:
         if answer.ok:

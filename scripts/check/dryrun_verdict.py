@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from scripts.check.dryrun_api import Answer
+from scripts.check.dryrun_fields import each_error, field_in, pointer_of
+from scripts.check.lint_inventory import dig
 from scripts.check.lint_removed import REMOVALS
 from scripts.check.model import Finding, Rendered, Resource, Severity, Stage
 
@@ -44,19 +46,31 @@ _OTHERS = _Kind("refused", "mend what the API server names")
 
 
 def refusal(
-    answer: Answer, resource: Resource, rendered: Rendered, prefix: str = "", severity: Severity = Severity.ERROR
+    answer: Answer,
+    resource: Resource,
+    rendered: Rendered,
+    prefix: str = "",
+    severity: Severity = Severity.ERROR,
+    within: tuple[str, ...] = (),
 ) -> Iterator[Finding]:
-    """Yield what a refusal says: one finding per field that it names."""
+    """Yield what a refusal says: one finding per field that it names.
+
+    `within` is where in the object the refused thing stands: the template of a pod.
+    """
+    start = "".join(f"/{step}" for step in within)
+    thing = dig(resource.data, *within)
     details = answer.body.get("details") or {}
     causes = [c for c in details.get("causes") or [] if isinstance(c, Mapping) and c.get("message")]
-    said = [f"{c['field']}: {c['message']}" if c.get("field") else str(c["message"]) for c in causes]
+    said = [(f"{c['field']}: {c['message']}", str(c["field"])) for c in causes if c.get("field")]
+    said += [(str(c["message"]), field_in(str(c["message"]))) for c in causes if not c.get("field")]
     # A policy's causes repeat its message without its name.
     if not said or any(words in answer.message for words in ("ValidatingAdmissionPolicy", "violates PodSecurity")):
-        said = [answer.message]
-    for message in dict.fromkeys(said):
+        said = [(error, field_in(error)) for error in each_error(answer.message)]
+    for message, field in dict.fromkeys(said):
         kind = next((k for words, k in _BY_WORDS.items() if words in message), None)
         kind = kind or _BY_REASON.get(answer.reason, _OTHERS)
-        yield finding(kind.rule, prefix + message, kind.mend, resource, rendered, severity)
+        pointer = start + pointer_of(field, thing) if field else start
+        yield finding(kind.rule, prefix + message, kind.mend, resource, rendered, severity, pointer)
 
 
 def warnings(answer: Answer, resource: Resource, rendered: Rendered) -> Iterator[Finding]:
@@ -67,7 +81,13 @@ def warnings(answer: Answer, resource: Resource, rendered: Rendered) -> Iterator
 
 
 def finding(
-    rule: str, message: str, mend: str, resource: Resource, rendered: Rendered, severity: Severity | None = None
+    rule: str,
+    message: str,
+    mend: str,
+    resource: Resource,
+    rendered: Rendered,
+    severity: Severity | None = None,
+    pointer: str = "",
 ) -> Finding:
     """Return a finding of the dry run about a rendered object."""
     return Finding(
@@ -79,4 +99,5 @@ def finding(
         subject=resource.subject,
         kustomization=rendered.kustomization,
         severity=severity or Severity.WARNING,
+        pointer=pointer,
     )

@@ -13,6 +13,7 @@ from scripts.check.fluxobjects import (
     artifacts_of,
     dependencies_of,
     folder_of,
+    path_of,
     source_of,
 )
 from scripts.check.graph import Graph, circles_of
@@ -30,6 +31,8 @@ class _Sources:
     """The sources of a tree, and which of them are repositories that are not this one."""
 
     known: frozenset[tuple[str, str, str]]
+    # Those that something takes a path of this tree from, written in it or not, and their addresses.
+    own: frozenset[tuple[str, str, str]]
     own_urls: frozenset[str]
     urls: Mapping[tuple[str, str, str], str]
 
@@ -38,7 +41,7 @@ class _Sources:
         if source[0] != "GitRepository":
             return source[0] not in ("", "ExternalArtifact") and source in self.known
         url = self.urls.get(source)
-        return bool(url and self.own_urls and url not in self.own_urls)
+        return bool(url and self.own and source not in self.own and url not in self.own_urls)
 
 
 def check_flux(graph: Graph, renderings: Renderings) -> list[Finding]:
@@ -67,12 +70,13 @@ def _sources(graph: Graph, objects: Sequence[FluxObject]) -> _Sources:
         if o.kind in SOURCE_KINDS
     }
     own = {
-        urls[source_of(o)]
+        source_of(o)
         for o in objects
-        if o.is_kustomization and source_of(o) in urls and o.spec.get("path") and folder_of(graph.tree, o) is not None
+        if o.is_kustomization and o.spec.get("path") and folder_of(graph.tree, o) is not None
     }
     made = {("ExternalArtifact", o.namespace, name) for o in objects for name in artifacts_of(o)}
-    return _Sources(frozenset({*urls, *made}), frozenset(own), urls)
+    own_urls = frozenset(urls[source] for source in own if source in urls)
+    return _Sources(frozenset({*urls, *made}), frozenset(own), own_urls, urls)
 
 
 def _finding(flux: FluxObject, rule: str, message: str, mend: str, pointer: str, warning: bool = False) -> Finding:
@@ -87,7 +91,7 @@ def _check_kustomization(
     source = source_of(flux)
     path = str(flux.spec.get("path") or "./")
     if folder_of(graph.tree, flux) is None:
-        if sources.is_elsewhere(source):
+        if sources.is_elsewhere(source) or not path_of(flux):
             message = f"its path {path} lies in {source[0]} {source[2]}, which is not this tree: not rendered"
             mend = "check it where that source's files are"
             findings.append(_finding(flux, "flux-path-elsewhere", message, mend, "/spec/path", warning=True))

@@ -140,10 +140,44 @@ def folder_of(tree: Tree, flux: FluxObject) -> str | None:
 
     Its path starts at the source's root, which is the repository's: the tree may be a folder of it.
     """
-    written = str(flux.spec.get("path") or "./")
-    clean = posixpath.normpath("/" + written).lstrip("/")
+    clean = path_of(flux)
     if source_of(flux)[0] == "ExternalArtifact":
         return _folder_in_artifact(tree, flux, clean)
+    if not clean and _is_anothers(tree, flux):
+        return None
+    return _folder_at(tree, clean)
+
+
+def path_of(flux: FluxObject) -> str:
+    """Return the path of a Flux Kustomization below its source's root, empty for all of it."""
+    return posixpath.normpath("/" + str(flux.spec.get("path") or "./")).lstrip("/")
+
+
+def _is_anothers(tree: Tree, flux: FluxObject) -> bool:
+    """Whether a source that is applied as a whole holds other files than this tree.
+
+    It does if the tree brings it, beside the one that Flux was bootstrapped with, and nothing takes a path of this tree
+    from it.
+    """
+    kind, namespace, name = source_of(flux)
+    if name == DEFAULT_NAMESPACE:
+        return False
+    sources = {(d.name, d.namespace or namespace): d.data or {} for _, d in tree.documents_of_kind(kind)}
+    if (name, namespace) not in sources:
+        return False
+    own = _mapping(sources.get((DEFAULT_NAMESPACE, DEFAULT_NAMESPACE), {}).get("spec")).get("url")
+    if own and own == _mapping(sources[name, namespace].get("spec")).get("url"):
+        return False
+    for file, document in tree.documents_of_kind("Kustomization"):
+        other = from_document(file, document)
+        if other.is_kustomization and source_of(other)[::2] == (kind, name):
+            path = path_of(other)
+            if path and _folder_at(tree, path) is not None:
+                return False
+    return True
+
+
+def _folder_at(tree: Tree, clean: str) -> str | None:
     place = tree.root
     while True:
         candidate = tree.canonical(join(tree.relative(place), clean))

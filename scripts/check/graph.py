@@ -99,6 +99,11 @@ class Graph:
         """Every kustomization that has a file, by folder."""
         return [k for _, k in sorted(self._kustomizations.items()) if k is not None]
 
+    @property
+    def size(self) -> int:
+        """How much of the repository is known: it grows where something beside the root, or hidden, is met."""
+        return len(self.tree.entries) + len(self._kustomizations)
+
     def included(self, kustomization: Kustomization) -> list[tuple[Reference, str]]:
         """Return the folders that a kustomization includes, each with its reference."""
         return [
@@ -133,6 +138,14 @@ class Graph:
             for _, target in self.included(kustomization):
                 found.setdefault(target, []).append(kustomization)
         return found
+
+    @cached_property
+    def only_patches(self) -> frozenset[str]:
+        """The files that kustomizations take as patches, and none as a resource: what stands in them is no object."""
+        kinds: dict[str, set[ReferenceKind]] = {}
+        for reference in (r for k in self.all for r in k.references if r.target):
+            kinds.setdefault(reference.target, set()).add(reference.kind)
+        return frozenset(file for file, found in kinds.items() if found == {ReferenceKind.PATCH})
 
     def files_of(self, folder: str) -> Iterator[str]:
         """Yield every file that the build of a folder takes in, kustomization files included."""

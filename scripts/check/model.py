@@ -61,6 +61,8 @@ class Finding:
     # The folder, relative to the root, of the kustomization that was being looked at; empty for the tree as a whole.
     kustomization: str = ""
     severity: Severity = Severity.ERROR
+    # The field of a rendered object that it is about, until somebody has looked up its line.
+    pointer: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,3 +144,27 @@ class Report:
     def ok(self) -> bool:
         """Whether nothing is an error."""
         return all(f.severity is not Severity.ERROR for f in self.findings)
+
+
+@dataclass
+class Structure:
+    """What a look at the files found."""
+
+    findings: list[Finding] = field(default_factory=list)
+    # Files and folders that no build can use: what includes them is not built.
+    broken: set[str] = field(default_factory=set)
+
+    def add(
+        self,
+        rule: str,
+        message: str,
+        mend: str,
+        place: Place,
+        kustomization: str = "",
+        severity: Severity = Severity.ERROR,
+        subject: str = "",
+    ) -> None:
+        """Add a finding; an error makes its file useless to builds."""
+        self.findings.append(Finding(Stage.STRUCTURE, rule, message, mend, place, subject, kustomization, severity))
+        if severity is Severity.ERROR:
+            self.broken.add(place.file)

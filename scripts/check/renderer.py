@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.check.build import Build, Rendering, finish, prepare
+from scripts.check.filechecks import unusable_files
 from scripts.check.fluxobjects import (
     FluxObject,
     RenderSpec,
@@ -26,8 +27,9 @@ from scripts.check.fluxobjects import (
 from scripts.check.graph import Graph
 from scripts.check.model import Finding, Place, Rendered, Severity, Stage
 from scripts.check.references import Reference
+from scripts.check.sourcefile import expanding_patches
 from scripts.check.store import Store, code_digest, digest, identity_of
-from scripts.check.structure import broken_builds, unusable_files
+from scripts.check.structure import broken_builds
 from scripts.check.tree import join
 from scripts.check.variables import Variables, variables_of
 from scripts.process import CommandError, Completed
@@ -108,6 +110,7 @@ class Renderer:
         self._by_spec: dict[str, Applied] = {}
         self._objects: dict[tuple[str, str, str, str, int], FluxObject] = {}
         self._findings: list[Finding] = []
+        self._unusable: tuple[int, frozenset[str]] = (0, frozenset())
         self._tools = digest(code_digest(), identity_of(kustomize))
 
     def render_all(self) -> Renderings:
@@ -210,12 +213,22 @@ class Renderer:
         """Whether a rendering needs a file that no build can use; notes it."""
         spec = applied.rendering.spec
         components = [join(spec.folder, str(c)) for c in spec.settings.get("components") or []]
-        broken = unusable_files(self.graph.tree) | (self.broken or set())
+        broken = self._unusable_files() | (self.broken or set())
+        if any(expanding_patches(spec.settings)):
+            place = applied.flux[0].place.file
+            applied.rendering = Rendering(spec, applied.rendering.key, skipped=f"{place} is broken")
+            return True
         for folder in (spec.folder, *components):
             for path in broken_builds(self.graph, folder, broken) if self.graph.buildable(folder) else ():
                 applied.rendering = Rendering(spec, applied.rendering.key, skipped=f"{path} is broken")
                 return True
         return False
+
+    def _unusable_files(self) -> frozenset[str]:
+        """Return the files that no build may be given, found anew only where a build met more of the repository."""
+        if self._unusable[0] != self.graph.size:
+            self._unusable = (self.graph.size, unusable_files(self.graph))
+        return self._unusable[1]
 
     def _keep(self, rendering: Rendering, follow: Callable[[_Job], None]) -> None:
         applied = self._by_spec[rendering.spec.key]

@@ -21,9 +21,8 @@ from scripts.check.tree import Tree, join
 
 if TYPE_CHECKING:
     from scripts.check.graph import Graph
-    from scripts.check.model import Rendered
-    from scripts.check.renderer import Renderer, Renderings
-    from scripts.check.structure import Structure
+    from scripts.check.model import Rendered, Structure
+    from scripts.check.renderer import Applied, Renderer, Renderings
     from scripts.check.validate import Definitions
 
 _FLUX_GROUP = FLUX_KUSTOMIZE_GROUP.encode()
@@ -125,7 +124,8 @@ def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Renderer]
     clock = _Clock(seconds)
     with clock.of(Stage.STRUCTURE):
         graph = Graph(tree)
-        written = [f for f in written_objects(tree, _files_with_flux(tree)) if f.is_kustomization]
+        files = (path for path in _files_with_flux(tree) if path not in graph.only_patches)
+        written = [f for f in written_objects(tree, files) if f.is_kustomization]
         applied = {folder for flux in written if (folder := folder_of(tree, flux)) is not None}
     structures: list[Structure] = []
 
@@ -152,13 +152,14 @@ def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Renderer]
 
             shared = Store(options.cache / "shared")
             validator = Validator(graph, options.kubeconform, store, shared, options.definitions())
-            findings += validator.validate([a.rendering for a in renderings.applied])
-    findings += _extra_findings(options, store, renderings, clock)
+            elsewhere = any(f.is_kustomization and folder_of(tree, f) is None for f in renderings.flux)
+            findings += validator.validate([a.rendering for a in renderings.applied], elsewhere)
+    findings += _extra_findings(graph, options, store, renderings, clock)
     store.drop_old("renders", renderer.used_keys)
     report = Report(
         tree.root,
         tuple(a.rendered for a in renderings.applied if a.rendering.built),
-        tuple(_ordered(f for f in findings if f.stage in options.stages)),
+        tuple(_ordered(f for f in _said_once(findings) if f.stage in options.stages)),
         seconds,
         tuple(_rows(graph, renderings)),
     )
@@ -176,7 +177,9 @@ def _files_with_flux(tree: Tree) -> Iterator[str]:
             yield path
 
 
-def _extra_findings(options: Options, store: Store, renderings: Renderings, clock: _Clock) -> list[Finding]:
+def _extra_findings(
+    graph: Graph, options: Options, store: Store, renderings: Renderings, clock: _Clock
+) -> list[Finding]:
     findings: list[Finding] = []
     wanted = [e for e in options.extra if e.stage in options.stages]
     if not wanted:
@@ -204,8 +207,26 @@ def _extra_findings(options: Options, store: Store, renderings: Renderings, cloc
                 record = [to_record(f) for f in extra.run(rendered, options)]
                 store.put("stages", key, record)
                 store.drop_old("stages", [key])
-            findings += [from_record(r) for r in record]
+            # Lines are looked up each time: they move with what the objects don't show, as comments.
+            findings += _at_their_lines(graph, built, [from_record(r) for r in record])
     return findings
+
+
+def _at_their_lines(graph: Graph, built: Sequence[Applied], findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings about a field with the place where the field is written."""
+    if not any(f.pointer for f in findings):
+        return list(findings)
+    from scripts.check.locate import line_of_field
+
+    resources = {(a.rendering.spec.folder, r.subject, r.place): r for a in built for r in a.rendering.resources}
+    found = []
+    for finding in findings:
+        resource = resources.get((finding.kustomization, finding.subject, finding.place))
+        if finding.pointer and resource:
+            place = line_of_field(graph, finding.kustomization, resource, finding.pointer)
+            finding = replace(finding, place=place, pointer="")
+        found.append(finding)
+    return found
 
 
 def _rows(graph: Graph, renderings: Renderings) -> list[Row]:
@@ -237,6 +258,15 @@ def _rows(graph: Graph, renderings: Renderings) -> list[Row]:
                 note = "a Component that nothing in the tree names"
             rows.append(Row(kustomization.folder, note=note))
     return sorted(rows, key=lambda r: (r.kustomization, r.flux))
+
+
+def _said_once(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield findings without the dry run's word on a kind that no schema is there for: nobody knows it, twice."""
+    unknown = {(f.subject, f.kustomization) for f in findings if f.rule == "schema-missing"}
+    for finding in findings:
+        is_known = finding.rule == "unknown-kind" and (finding.subject, finding.kustomization) in unknown
+        if not (is_known and finding.stage is Stage.DRY_RUN):
+            yield finding
 
 
 def _ordered(findings: Any) -> list[Finding]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ FLUX_KUSTOMIZE_GROUP = "kustomize.toolkit.fluxcd.io"
 ARTIFACT_GROUP = "source.extensions.fluxcd.io"
 FLUX_GROUPS = (FLUX_KUSTOMIZE_GROUP, "source.toolkit.fluxcd.io", "helm.toolkit.fluxcd.io", ARTIFACT_GROUP)
 _MANY_LINES = 20_000
+_ANCHOR = re.compile(rb"(?:^|[\s\[{,:-])&[^\s\[\]{},&]")
+_ALIAS = re.compile(rb"(?:^|[\s\[{,:-])\*[^\s\[\]{},*]")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,40 @@ def parse(place: Path, size: int, path: str) -> SourceFile:
     documents: list[Document] = []
     for node in nodes:
         documents.extend(_documents(node, is_kustomization))
+    for document in documents:
+        problems.extend(_expanding_patches(document))
     return SourceFile(tuple(documents), tuple(problems), template)
+
+
+def may_expand(content: bytes) -> bool:
+    """Whether a text can have aliases: a cheap look, wrong only on the safe side."""
+    return b"*" in content and b"&" in content and bool(_ANCHOR.search(content) and _ALIAS.search(content))
+
+
+def expanding_patches(data: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Problem]]:
+    """Yield the patches written in place, by their JSON pointer, that would expand without end.
+
+    kustomize reads them as YAML of their own.
+    """
+    for field_name in ("patches", "patchesStrategicMerge", "patchesJson6902"):
+        patches = data.get(field_name)
+        for index, patch in enumerate(patches if isinstance(patches, list) else []):
+            pointer, text = f"{start}/{field_name}/{index}", patch
+            if isinstance(patch, Mapping):
+                pointer, text = f"{pointer}/patch", patch.get("patch")
+            if isinstance(text, str) and may_expand(text.encode()):
+                from scripts.check import yamlfile
+
+                yield from ((pointer, p) for p in yamlfile.compose(text)[1] if p.rule == "yaml-alias")
+
+
+def _expanding_patches(document: Document) -> Iterator[Problem]:
+    data, start = document.data or {}, ""
+    if document.group == FLUX_KUSTOMIZE_GROUP:
+        spec = data.get("spec")
+        data, start = spec if isinstance(spec, Mapping) else {}, "/spec"
+    for pointer, problem in expanding_patches(data, start):
+        yield replace(problem, line=document.line_of(pointer))
 
 
 def _documents(node: Any, is_kustomization: bool) -> Iterator[Document]:

@@ -1,61 +1,17 @@
-"""How the tree hangs together: what is wrong with its files, and with who includes whom."""
+"""How the tree hangs together: what is wrong with who includes whom."""
 
 from __future__ import annotations
 
 import difflib
 import posixpath
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Set
 
+from scripts.check.filechecks import check_documents_of_resources, check_fields, check_files
 from scripts.check.graph import Graph, Kustomization, circles_of
-from scripts.check.model import Finding, Place, Severity, Stage
+from scripts.check.model import Place, Severity, Structure
 from scripts.check.references import Reference, ReferenceKind, folder_target
-from scripts.check.sourcefile import KUSTOMIZATION_FILES, KUSTOMIZE_GROUP, LARGE_BYTES, MAX_YAML_BYTES, Document
-from scripts.check.tree import YAML_SUFFIXES, FileKind, Tree, is_below
-
-# The fields of a kustomization, deprecated ones included: https://kubectl.docs.kubernetes.io/references/kustomize/
-_LISTS = {
-    "resources", "bases", "components", "generators", "transformers", "validators", "patches", "patchesStrategicMerge",
-    "patchesJson6902", "crds", "configurations", "configMapGenerator", "secretGenerator", "replacements", "images",
-    "imageTags", "replicas", "labels", "vars", "helmCharts", "helmChartInflationGenerator", "buildMetadata",
-}  # fmt: skip
-_MAPPINGS = {
-    "commonLabels",
-    "commonAnnotations",
-    "generatorOptions",
-    "openapi",
-    "helmGlobals",
-    "sortOptions",
-    "metadata",
-}
-_TEXTS = {"apiVersion", "kind", "namespace", "namePrefix", "nameSuffix"}
-_FIELDS = _LISTS | _MAPPINGS | _TEXTS
-_KINDS = ("Kustomization", "Component")
-
-
-@dataclass
-class Structure:
-    """What a look at the files found."""
-
-    findings: list[Finding] = field(default_factory=list)
-    # Files and folders that no build can use: what includes them is not built.
-    broken: set[str] = field(default_factory=set)
-
-    def add(
-        self,
-        rule: str,
-        message: str,
-        mend: str,
-        place: Place,
-        kustomization: str = "",
-        severity: Severity = Severity.ERROR,
-        subject: str = "",
-    ) -> None:
-        """Add a finding; an error makes its file useless to builds."""
-        self.findings.append(Finding(Stage.STRUCTURE, rule, message, mend, place, subject, kustomization, severity))
-        if severity is Severity.ERROR:
-            self.broken.add(place.file)
+from scripts.check.sourcefile import KUSTOMIZATION_FILES, Document
+from scripts.check.tree import FileKind, is_below
 
 
 def check_structure(graph: Graph, applied: set[str]) -> Structure:
@@ -63,7 +19,7 @@ def check_structure(graph: Graph, applied: set[str]) -> Structure:
     result = Structure()
     in_use = _files_in_use(graph, applied)
     for kustomization in graph.all:
-        _check_fields(kustomization, result)
+        check_fields(kustomization, result)
         _check_references(graph, kustomization, kustomization.references, result)
         if not applied:
             _check_restrictions(graph, kustomization, result)
@@ -73,11 +29,11 @@ def check_structure(graph: Graph, applied: set[str]) -> Structure:
     for folder in sorted(applied):
         generated = graph.buildable(folder)
         if generated and not generated.file:
-            _check_documents_of_resources(graph, generated, result)
+            check_documents_of_resources(graph, generated, result)
     for kustomization in graph.all:
-        _check_documents_of_resources(graph, kustomization, result)
+        check_documents_of_resources(graph, kustomization, result)
     _check_cycles(graph, result)
-    _check_files(graph, in_use, result)
+    check_files(graph, in_use, result)
     _check_orphans(graph, in_use, result)
     return result
 
@@ -91,87 +47,6 @@ def _files_in_use(graph: Graph, applied: set[str]) -> set[str]:
             used.update(r.target for r in built.references if r.target)
             used.update(inner.target for _, inner in graph.plugin_references(built) if inner.target)
     return used
-
-
-def _check_files(graph: Graph, in_use: set[str], result: Structure) -> None:
-    """Report what is wrong with how files are written; those that nothing uses are only warned about."""
-    tree = graph.tree
-    for path, entry in sorted(tree.entries.items()):
-        if tree.in_chart(path):
-            continue
-        used = path in in_use or posixpath.basename(path).startswith("kustomization.")
-        severity = Severity.ERROR if used else Severity.WARNING
-        if entry.kind is FileKind.LINK_OUTSIDE:
-            message = f"is a link out of the tree, to {entry.link}"
-            result.add("link-outside", message, "put the file itself there", Place(path), severity=severity)
-        elif entry.kind is FileKind.BROKEN_LINK:
-            message = f"is a link to nothing: {entry.link}"
-            result.add("link-broken", message, "mend the link or remove it", Place(path), severity=severity)
-    for path in tree.yaml_files():
-        source = tree.source(path)
-        used = path in in_use or tree.kustomization_file(posixpath.dirname(path)) == path
-        if source.template and not used:
-            continue
-        is_kustomization = tree.kustomization_file(posixpath.dirname(path)) == path
-        if is_kustomization and not source.problems and graph.kustomization(posixpath.dirname(path)) is None:
-            what = "is not a mapping" if source.documents else "is empty"
-            result.add("kustomization-empty", what, "list its resources", Place(path), posixpath.dirname(path))
-        for problem in source.problems:
-            severity = Severity.ERROR if used else Severity.WARNING
-            result.add(problem.rule, problem.message, problem.mend, Place(path, problem.line), severity=severity)
-
-
-def _check_fields(kustomization: Kustomization, result: Structure) -> None:
-    document = kustomization.document
-
-    def add(rule: str, message: str, mend: str, pointer: str, severity: Severity = Severity.ERROR) -> None:
-        place = Place(kustomization.file, document.line_of(pointer))
-        result.add(rule, message, mend, place, kustomization.folder, severity)
-
-    kind, version = document.kind, document.api_version
-    if kind and kind not in _KINDS:
-        add("kustomization-kind", f"its kind is {kind}", f"write kind: {_KINDS[0]}", "/kind")
-    elif version and version.rpartition("/")[0] != KUSTOMIZE_GROUP:
-        mend = f"write apiVersion: {KUSTOMIZE_GROUP}/v1beta1"
-        add("kustomization-kind", f"its apiVersion is {version}", mend, "/apiVersion")
-    if not set(kustomization.data) - {"apiVersion", "kind", "metadata"}:
-        add("kustomization-empty", "says nothing but its kind", "list its resources", "")
-    for name, value in kustomization.data.items():
-        if name not in _FIELDS:
-            near = difflib.get_close_matches(name, _FIELDS, 1)
-            mend = f"did you mean `{near[0]}`?" if near else "mend its name or its place, or remove it"
-            add("kustomization-unknown-field", f"kustomize knows no field `{name}`", mend, f"/{name}")
-            continue
-        expected = _expected_type(name, value)
-        if expected:
-            shown = _shown_type(value)
-            message = f"`{name}` is {shown} instead of {expected}"
-            add("kustomization-type", message, f"write `{name}` as {expected}", f"/{name}")
-    if kustomization.documents > 1:
-        message = "holds several documents: kustomize reads the first only"
-        add("kustomization-documents", message, "make it one document", "")
-
-
-def _shown_type(value: Any) -> str:
-    if isinstance(value, list):
-        return "a list"
-    if isinstance(value, Mapping):
-        return "a mapping"
-    return "text" if isinstance(value, str) else f"`{value}`"
-
-
-def _expected_type(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if name in _LISTS and not isinstance(value, list):
-        return "a list"
-    if name in _MAPPINGS and not isinstance(value, Mapping):
-        return "a mapping"
-    if name in _TEXTS and not isinstance(value, str):
-        return "text"
-    if name in ("resources", "components") and any(not isinstance(v, str) for v in value):
-        return "a list of paths"
-    return ""
 
 
 def _check_references(
@@ -287,36 +162,6 @@ def _check_twice(graph: Graph, kustomization: Kustomization, result: Structure) 
             objects.setdefault(key, (place, document))
 
 
-def _check_documents_of_resources(graph: Graph, kustomization: Kustomization, result: Structure) -> None:
-    """Find documents among the resources that are no objects."""
-    for reference in kustomization.references:
-        if reference.kind is not ReferenceKind.RESOURCE or not graph.tree.is_file(reference.target):
-            continue
-        source = graph.tree.source(reference.target)
-        if posixpath.basename(reference.target) in KUSTOMIZATION_FILES:
-            continue
-        for document in source.documents:
-            place = Place(reference.target, document.line)
-            missing = [
-                name
-                for name, value in (
-                    ("apiVersion", document.api_version), ("kind", document.kind), ("metadata.name", document.name)
-                )
-                if not value
-            ]  # fmt: skip
-            # A name that the API server makes up is given to nothing that Git holds.
-            if missing:
-                mend = "complete it, or leave the file out of `resources`"
-                message = f"is no object: it has no {' and no '.join(missing)}"
-                result.add("object-incomplete", message, mend, place, kustomization.folder)
-        filled_later = posixpath.basename(reference.target).startswith("gotk-")  # by `flux bootstrap`
-        if not source.documents and not source.problems and not filled_later:
-            result.add(
-                "file-empty", "holds no object", "fill it, or leave it out of `resources`", Place(reference.target),
-                kustomization.folder, Severity.WARNING,
-            )  # fmt: skip
-
-
 def _check_cycles(graph: Graph, result: Structure) -> None:
     """Find kustomizations that include themselves, each circle once."""
     onward = {k.folder: [target for _, target in graph.included(k)] for k in graph.all}
@@ -379,22 +224,7 @@ def _owner(graph: Graph, path: str) -> str | None:
         folder = posixpath.dirname(folder)
 
 
-def unusable_files(tree: Tree) -> set[str]:
-    """Return the files that no program may be given: too large, links out of the tree, small ones written wrongly.
-
-    kustomize would spend minutes on aliases that expand without end, so these are known before the first build.
-    """
-    refused = {
-        path
-        for path, entry in tree.entries.items()
-        if entry.kind in (FileKind.LINK_OUTSIDE, FileKind.BROKEN_LINK)
-        or (entry.size > MAX_YAML_BYTES and posixpath.splitext(path)[1] in YAML_SUFFIXES)
-    }
-    small = (path for path in tree.yaml_files() if tree.entries[path].size < LARGE_BYTES)
-    return refused | {path for path in small if tree.source(path).problems}
-
-
-def broken_builds(graph: Graph, folder: str, broken: set[str]) -> Iterator[str]:
+def broken_builds(graph: Graph, folder: str, broken: Set[str]) -> Iterator[str]:
     """Yield what keeps a folder from being built: the broken files among all that its build takes in."""
     for path in graph.files_of(folder):
         if path in broken:

@@ -54,27 +54,28 @@ class _Message:
 class _Elsewhere:
     """Whether definitions come to the cluster from where this check can't look, so that it can't be sure of them."""
 
-    charts: bool
+    others: bool
     flux_operator: bool
 
     @staticmethod
-    def of(renderings: Iterable[Rendering]) -> _Elsewhere:
-        """Return what of a tree's objects brings definitions of its own."""
-        charts = operator = False
+    def of(renderings: Iterable[Rendering], others: bool) -> _Elsewhere:
+        """Return what of a tree's objects brings definitions of its own: charts, or what is not rendered."""
+        operator = False
         for rendering in renderings:
-            charts = charts or bool(rendering.skipped)
+            others = others or bool(rendering.skipped)
             for text in rendering.texts:
                 if "kind: HelmRelease\n" in text:
-                    charts = True
+                    others = True
                     operator = operator or "\n  name: flux-operator\n" in text
                 operator = operator or "\nkind: FluxInstance\n" in f"\n{text}"
-        return _Elsewhere(charts, operator)
+        return _Elsewhere(others, operator)
 
     def doubt(self, message: _Message, resource: Resource) -> str:
         """Return what to look at instead, where a finding is only a warning; empty where it is sure."""
-        if message.no_schema and self.charts:
+        is_flux = resource.api_version.partition("/")[0].endswith(".toolkit.fluxcd.io")
+        if message.no_schema and self.others and not is_flux:
             return "check that a chart or another source brings its definition"
-        if self.flux_operator and resource.api_version.partition("/")[0].endswith(".toolkit.fluxcd.io"):
+        if self.flux_operator and is_flux:
             return "compare with the definitions of flux-operator, which changes Flux's own"
         return ""
 
@@ -90,8 +91,8 @@ class Validator:
         self.schemas = schemas
         self.definitions = definitions
 
-    def validate(self, renderings: Sequence[Rendering]) -> list[Finding]:
-        """Return what is wrong with the objects of some renderings."""
+    def validate(self, renderings: Sequence[Rendering], elsewhere: bool = False) -> list[Finding]:
+        """Return what is wrong with the objects of some renderings; `elsewhere` if what is applied is not all in the tree."""
         tree_definitions = {t for r in renderings for t in r.texts if f"kind: {_DEFINITION}\n" in t}
         sources = digest(
             code_digest(), self.definitions.kubernetes, identity_of(self.kubeconform),
@@ -110,11 +111,11 @@ class Validator:
             record = {key: [(m.pointer, m.text, m.no_schema) for m in found] for key, found in known.items()}
             self.store.put("schema", sources, record)
         self.store.drop_old("schema", [sources])
-        elsewhere = _Elsewhere.of(renderings)
+        doubts = _Elsewhere.of(renderings, elsewhere)
         return [
             finding
             for rendering in renderings
-            for finding in self._findings(rendering, {t: known[keys[t]] for t in rendering.texts}, elsewhere)
+            for finding in self._findings(rendering, {t: known[keys[t]] for t in rendering.texts}, doubts)
         ]
 
     def _run(

@@ -16,8 +16,14 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from scripts.check.model import Problem
 
 MAX_DEPTH = 200
-# Aliases are copies once a file is read by anything but this module: more values than this can't be meant.
-MAX_VALUES = 500_000
+# Aliases are copies once a file is read by anything but this module: more of them than this can't be meant.
+MAX_COPIES = 100_000
+# What a file may hold as it is written: each value takes half a kilobyte of memory.
+MAX_VALUES = 300_000
+# A value on its own, counted without looking into it.
+_LEAF = (1, 1)
+# Deeper or more brackets than this, and the depth is looked at.
+_MAYBE_DEEP = re.compile(r"^ {80}", re.MULTILINE)
 
 _SECOND_ANCHOR = ("second occurrence", "found duplicate anchor")
 _STR = "tag:yaml.org,2002:str"
@@ -53,23 +59,35 @@ def compose(text: str) -> tuple[list[Node], list[Problem]]:
             if not str(error.problem or error.context).startswith(_SECOND_ANCHOR):
                 raise
             nodes = list(_documents(text, _AnchorsAnewLoader))
+    except _TooManyValuesError:
+        message = f"holds more than {MAX_VALUES} values, which no manifest does"
+        return [], [Problem("file-too-large", message, "split it, or keep it out of the tree")]
+    except RecursionError:
+        return [], [Problem("yaml-depth", f"nests deeper than {MAX_DEPTH} levels", "flatten it")]
     except yaml.MarkedYAMLError as error:
         nodes = nodes or list(_documents_before(text))
         problems.append(_syntax_problem(error, text))
     except yaml.YAMLError as error:
         problems.append(_character_problem(error, text))
+    if "*" in text or _MAYBE_DEEP.search(text) or text.count("[") + text.count("{") > MAX_DEPTH // 2:
+        unusable = next(filter(None, map(_unbounded, nodes)), None)
+        if unusable:
+            return [], [*problems, unusable]
     for node in nodes:
         problems.extend(_duplicate_keys(node))
-    if "*" in text and any(_size(node, {}) > MAX_VALUES for node in nodes):
-        problems.append(
-            Problem("yaml-alias", f"its aliases expand to more than {MAX_VALUES} values", "write the values out", 1)
-        )
-        nodes = []
     return nodes, problems
+
+
+class _TooManyValuesError(Exception):
+    """A text that holds more than MAX_VALUES values."""
 
 
 class _Loader(yaml.CSafeLoader):
     """libyaml's composer with a quick answer to what a scalar is: PyYAML's own tries patterns on every one of them."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._left = MAX_VALUES
 
     def resolve(self, kind: type[Node], value: Any, implicit: Any) -> str:
         """Return the tag of a node without one."""
@@ -83,19 +101,26 @@ class _Loader(yaml.CSafeLoader):
         return _SEQ if kind is SequenceNode else _MAP
 
     def descend_resolver(self, current_node: Node | None, current_index: Any) -> None:
-        """Do nothing: no tag here depends on where a node stands."""
+        """Count the node: no tag here depends on where it stands."""
+        self._left -= 1
+        if self._left < 0:
+            raise _TooManyValuesError
 
     def ascend_resolver(self) -> None:
         """Do nothing."""
 
 
-class _AnchorsAnewLoader(yaml.SafeLoader):
-    """Composes with the last definition of an anchor before each alias, as YAML has it."""
+class _AnchorsAnewLoader(yaml.composer.Composer, _Loader):
+    """Composes what libyaml parses with the last definition of an anchor before each alias, as YAML has it."""
+
+    def __init__(self, stream: str) -> None:
+        _Loader.__init__(self, stream)
+        yaml.composer.Composer.__init__(self)
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         """Return the next node, its anchor's earlier definition forgotten."""
         if not self.check_event(yaml.events.AliasEvent):
-            self.anchors.pop(self.peek_event().anchor, None)  # type: ignore[no-untyped-call]
+            self.anchors.pop(getattr(self.peek_event(), "anchor", None), None)
         return super().compose_node(parent, index)
 
 
@@ -115,9 +140,16 @@ def _documents_before(text: str) -> Iterator[Node]:
 def load_one(text: str) -> Any:
     """Return the first document of a text that a tool printed; raises ValueError for one that can't be read."""
     try:
-        return next((to_plain(node) for node in _documents(text, _Loader)), None)
+        node = next(_documents(text, _Loader), None)
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"is not YAML: {error.problem or error.context}") from None
+    except _TooManyValuesError:
+        raise ValueError(f"holds more than {MAX_VALUES} values") from None
+    # A variable's value may bring aliases of its own.
+    unusable = _unbounded(node) if node is not None and "*" in text and "&" in text else None
+    if unusable:
+        raise ValueError(unusable.message)
+    return to_plain(node) if node is not None else None
 
 
 def to_plain(node: Node) -> Any:
@@ -256,14 +288,47 @@ def _repeated(node: MappingNode) -> Iterator[Problem]:
         first.setdefault(key.value, line)
 
 
-def _size(node: Node, known: dict[int, int]) -> int:
-    """Return how many values a node has once its aliases are copies."""
-    if isinstance(node, ScalarNode):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # an anchor that contains itself
-        known[id(node)] = 1 + sum(_size(value, known) for _, _, value in _children(node))
-    return known[id(node)]
+def _unbounded(root: Node) -> Problem | None:
+    """Return why a document can't be read as plain data: its aliases make it too large, or too deep."""
+    known: dict[int, tuple[int, int]] = {}
+    written = 0
+    pending = [(root, False)]
+    while pending:
+        node, is_done = pending.pop()
+        inner = _values_of(node)
+        if is_done:
+            extents = [known.get(id(value), _LEAF) for value in inner]
+            known[id(node)] = (
+                min(1 + sum(values for values, _ in extents), 10**9),
+                min(1 + max((depth for _, depth in extents), default=0), 10**9),
+            )
+        elif id(node) not in known:
+            # An anchor that contains itself meets this.
+            known[id(node)] = (10**9, 1)
+            written += 1 + sum(isinstance(value, ScalarNode) for value in inner)
+            pending.append((node, True))
+            pending.extend((value, False) for value in inner if not isinstance(value, ScalarNode))
+    values, depth = known[id(root)]
+    line = root.start_mark.line + 1
+    if values > written + MAX_COPIES:
+        return Problem(
+            "yaml-alias", f"its aliases expand to more than {MAX_COPIES} values", "write the values out", line
+        )
+    if depth > MAX_DEPTH:
+        return Problem("yaml-depth", f"nests deeper than {MAX_DEPTH} levels", "flatten it", line)
+    return None
+
+
+def _values_of(node: Node) -> list[Node]:
+    """Return what a node holds: items, or values and those keys that hold something themselves."""
+    if isinstance(node, SequenceNode):
+        return list(node.value)
+    if isinstance(node, MappingNode):
+        return [
+            *(value for _, value in node.value),
+            *(key for key, _ in node.value if not isinstance(key, ScalarNode)),
+        ]
+    return []
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError, text: str) -> Problem:

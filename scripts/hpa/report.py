@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scripts import console
+from scripts import console, htmlpage
 from scripts.cache import write_atomically
 from scripts.hpa import charts, histograms
 from scripts.hpa.autoscaler import shown
@@ -234,64 +232,33 @@ def _target(recording: Recording) -> str:
     return f"a p95 of {shown(plan.metric, plan.target_ms)}"
 
 
-_CSS = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1a1a1a; background: #ffffff; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-p.setting { color: #555555; margin-top: 0; }
-ul.checks { list-style: none; padding: 0; } .ok { color: #00694e; } .bad { color: #b03a00; font-weight: 600; }
-table { border-collapse: collapse; } td, th { padding: .25rem 1rem .25rem 0; border-bottom: 1px solid #dddddd;
-       text-align: left; vertical-align: top; }
-img { max-width: 100%; height: auto; background: #ffffff; }
-@media (prefers-color-scheme: dark) { body { color: #e8e8e8; background: #181a1b; } p.setting { color: #a8a8a8; }
-  .ok { color: #4fd1a5; } .bad { color: #ff9466; } td, th { border-color: #444444; } }
-"""
-
-
 def page(recording: Recording, summary: Summary, pictures: Sequence[Path]) -> str:
     """Return the page; the pictures are part of it, so that it can be sent as one file."""
     origin = recording.load_began or recording.started
     checks = "".join(_check(c) for c in summary.checks)
-    rows = _rows(figures(recording, summary))
-    events = _rows(
+    rows = htmlpage.table(figures(recording, summary))
+    events = htmlpage.table(
         [(f"{e.seen - origin:+.1f} s", f"{e.reason}: {e.message}") for e in recording.events], ("after load", "event")
     )
-    pods = _rows(
+    pods = htmlpage.table(
         [
             (p.name, p.node, f"{p.created - origin:+.1f} s", "-" if p.ready is None else f"{p.ready - origin:+.1f} s")
             for p in recording.pods
         ],
         ("pod", "node", "created", "Ready"),
     )
-    images = "".join(
-        f'<img alt="{_e(p.stem)} of the run" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}">'
-        for p in pictures
-    )
-    obstacles = "".join(f"<li>{_e(o)}</li>" for o in recording.obstacles)
+    images = "".join(htmlpage.image(p, f"{p.stem} of the run") for p in pictures)
+    obstacles = "".join(f"<li>{htmlpage.escape(o)}</li>" for o in recording.obstacles)
     kept = f"<h2>What kept it from scaling (further)</h2><ul>{obstacles}</ul>" if obstacles else ""
-    title = _e(headline(recording, summary))
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_CSS}</style></head><body>'
-        f'<h1>{title}</h1><p class="setting">{_e(_iso(recording.started))}, {_e(_setting(recording))}</p>'
+    title = headline(recording, summary)
+    return htmlpage.document(
+        title,
+        f'<h1>{htmlpage.escape(title)}</h1><p class="setting">{htmlpage.escape(_iso(recording.started))}, {htmlpage.escape(_setting(recording))}</p>'
         f'<ul class="checks">{checks}</ul>{kept}{images}<h2>Figures</h2>{rows}<h2>Events of the autoscaler</h2>{events}'
-        f"<h2>Pods</h2>{pods}</body></html>\n"
+        f"<h2>Pods</h2>{pods}",
     )
-
-
-def _rows(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{_e(cell)}</{tag}>' for cell in cells)}</tr>"
-
-    lines = ([line(head, "th")] if head else []) + [line(row, "td") for row in rows]
-    return f"<table>{''.join(lines)}</table>"
 
 
 def _check(check: Check) -> str:
     mark, style = ("✔", "ok") if check.ok else ("✘", "bad")
-    return f'<li class="{style}">{mark} {_e(check.name)}: {_e(check.detail)}</li>'
-
-
-def _e(text: str) -> str:
-    return html.escape(text)
+    return f'<li class="{style}">{mark} {htmlpage.escape(check.name)}: {htmlpage.escape(check.detail)}</li>'

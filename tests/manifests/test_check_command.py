@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from scripts import settings
-from scripts.check.commands import TOOLS, note_tools
+from scripts.check.commands import note_tools
 from tests.manifests.checking import HEAD, config_map, flux, write
 
 
@@ -21,7 +21,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     chosen = settings.load()
     cache = tmp_path / "xdg" / "gitops-lab"
     (cache / "tools").mkdir(parents=True)
-    for tool in TOOLS:
+    for tool in settings.CHECK_TOOLS:
         (cache / "tools" / tool).symlink_to((chosen.tools_dir / tool).resolve())
     note_tools(replace(chosen, cache_dir=cache))
     inherited = {k: v for k, v in os.environ.items() if k not in ("TREE", "OUTPUT", "BASE", "LIVE")}

@@ -18,8 +18,10 @@ from scripts.check.apiserver import find_binaries, find_warm, kept_warm, running
 from scripts.check.dryrun import dry_run
 from scripts.check.dryrun_api import Api
 from scripts.check.lint_removed import REMOVALS
-from scripts.check.model import Finding, Place, Rendered, Resource, Severity
+from scripts.check.model import Finding, Place, Rendered, Resource, Severity, Stage
+from scripts.check.runner import ExtraStage, check
 from scripts.settings import Settings
+from tests.manifests.checking import HEAD, options, write
 from tests.manifests.conftest import Tree
 from tests.manifests.paths import ROOTS
 
@@ -199,6 +201,25 @@ def test_the_api_servers_refusal_is_a_finding(case: tuple[list[Object], str, str
     assert errors[0].place == Place(f"{kind.lower()}.yaml", 3)
     assert errors[0].kustomization == "apps/shop"
     assert errors[0].mend
+
+
+def test_a_refused_field_is_named_by_its_own_line(judge: Judge, chosen: Settings, tmp_path: Path) -> None:
+    deployment = yaml.dump(DEPLOYMENT, sort_keys=False)
+    files = {
+        "kustomization.yaml": HEAD + "resources: [namespace.yaml, web.yaml]\npatches:\n- path: replicas.yaml\n",
+        "namespace.yaml": "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n",
+        "web.yaml": "# a comment\n"
+        + deployment.replace("image: web:1", "image: web:1\n        ports:\n        - containerPort: 70000"),
+        "replicas.yaml": "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web, namespace: shop}\nspec:\n  replicas: -1\n",
+    }
+    root = write(tmp_path / "tree", files)
+    stage = ExtraStage(Stage.DRY_RUN, lambda found, _: dry_run(found, chosen, versions.load()))
+    for comment in ("", "# one more line\n"):
+        # The objects are the same as before, their lines are not.
+        (root / "web.yaml").write_text(comment + files["web.yaml"])
+        report = check(options(root, tmp_path / "cache", stages=(Stage.DRY_RUN,), extra=(stage,))).report
+        port = 1 + next(n for n, line in enumerate((root / "web.yaml").read_text().splitlines()) if "70000" in line)
+        assert {str(f.place) for f in report.findings} == {"replicas.yaml:5", f"web.yaml:{port}"}
 
 
 def test_what_is_well_is_not_refused(judge: Judge) -> None:

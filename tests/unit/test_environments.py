@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,11 @@ LIST = environments.LIST.relative_to(ROOT)
 Git = Callable[..., str]
 
 pytestmark = pytest.mark.usefixtures("person")
+# No Git configuration, and no hook's variables.
+NOBODYS = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_SYSTEM": "/dev/null",
+}
 
 
 def valid(flux_cd: Path) -> None:
@@ -31,17 +37,23 @@ def invalid(flux_cd: Path) -> None:
     raise LabError("1 of the checks failed.", "mend these files", f"    {flux_cd}/x: no such field")
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A working copy with this tree's flux-cd, as far as it is the lab's own, committed."""
-    root = tmp_path / "work"
+@pytest.fixture(scope="module")
+def first_commit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working copy with this tree's flux-cd, as far as it is the lab's own, committed: copied for each test."""
+    root = tmp_path_factory.mktemp("first") / "work"
     shutil.copytree(FLUX_CD, root / "flux-cd", ignore=shutil.ignore_patterns("crds"))
     for added in set(settings.environments()) - set(OWN_ENVIRONMENTS):
         environments.erase_environment(added, root / "flux-cd")
     (root / "README.md").write_text("x\n")
-    for args in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "first"]):
-        subprocess.run(["git", "-C", root, *args], check=True, timeout=60)
+    author = ["-c", "user.name=A Person", "-c", "user.email=person@example.com", "-c", "commit.gpgsign=false"]
+    for args in (["init", "--quiet"], ["add", "--all"], [*author, "commit", "--quiet", "--message", "first"]):
+        subprocess.run(["git", "-C", root, *args], check=True, timeout=60, env=NOBODYS)
     return root
+
+
+@pytest.fixture
+def root(first_commit: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(first_commit, tmp_path / "work", symlinks=True))
 
 
 @pytest.fixture
