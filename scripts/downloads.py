@@ -91,7 +91,7 @@ class Downloader:
                 return Outcome(False, f"{name} {tool.version} found")
             part = self._fetch_verified(name, tool, expected)
             self._record(name, tool, expected)
-            for program, member in programs_of(name, tool).items():
+            for program, member in tool.programs(name, self.platform).items():
                 self._install(program, member, tool, part, expected)
             part.unlink()
         return Outcome(True, f"{name} {tool.version} downloaded, checked by {expected.source}")
@@ -156,7 +156,7 @@ class Downloader:
         return self.tools_dir / f".{name}.json"
 
     def _all_installed(self, name: str, tool: Tool, expected: Expected) -> bool:
-        return all(self._is_installed(program, tool, expected) for program in programs_of(name, tool))
+        return all(self._is_installed(program, tool, expected) for program in tool.programs(name, self.platform))
 
     def _is_installed(self, name: str, tool: Tool, expected: Expected) -> bool:
         path = self.tools_dir / name
@@ -266,11 +266,6 @@ def _extract(archive: Path, member: str, file: IO[bytes], label: str) -> None:
 def _copy(source: IO[bytes], target: IO[bytes]) -> None:
     while chunk := source.read(CHUNK_BYTES):
         target.write(chunk)
-
-
-def programs_of(name: str, tool: Tool) -> dict[str, str]:
-    """Return what a tool's file brings: names in the tools folder, and what each is called in the archive."""
-    return {name: tool.member, **tool.also}
 
 
 def digest_like(path: Path, expected: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from scripts import console, mirror_pull, mirrorset, pins, provide, sourcebuild, sourcemirror
 from scripts.cache import Cache, digest_of, lock, write_atomically
-from scripts.downloads import find_sha256, programs_of
+from scripts.downloads import find_sha256
 from scripts.hostfacts import current_platform
 from scripts.mirror_options import MirrorOptions
 from scripts.mirrorset import ReleaseFile
@@ -120,7 +120,7 @@ def _push_built(target: Target, entry: SourceImage, known: _Known) -> None:
 
 def _keep_built(target: Target, versions: Versions, name: str, platform: str, built: SourceSet, known: _Known) -> None:
     tool = versions.tools[name]
-    programs = {member: provide.TOOL_BINARIES[program] for program, member in programs_of(name, tool).items()}
+    programs = {member: provide.TOOL_BINARIES[program] for program, member in tool.programs(name, platform).items()}
     file, *checksums = mirrorset.release_files(replace(versions, tools={name: tool}), (platform,))
     key = digest_of({member: (built.keys[module], binary) for member, (module, binary) in programs.items()})
     path = target.options.files / file.path

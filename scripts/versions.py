@@ -144,7 +144,7 @@ class Tool:
         missing = [p for p in PLATFORMS if not self.pinned(p)]
         if missing and not self.checksums:
             raise ValueError(f"has no sha256 for {', '.join(missing)} and no `checksums` to verify by")
-        for template in (self.url, self.checksums):
+        for template in (self.url, self.checksums, self.member, *self.also.values()):
             try:
                 self._fill(template, PLATFORMS[0])
             except (KeyError, IndexError, ValueError):
@@ -163,6 +163,10 @@ class Tool:
     def checksums_url_for(self, platform: str) -> str:
         """Return the address of the publisher's own checksum file, or nothing."""
         return self._fill(self.checksums, platform)
+
+    def programs(self, name: str, platform: str) -> dict[str, str]:
+        """Return what the file brings: names in the tools folder, and what each is called in the archive."""
+        return {program: self._fill(member, platform) for program, member in {name: self.member, **self.also}.items()}
 
     def _fill(self, template: str, platform: str) -> str:
         system, _, machine = platform.partition("/")

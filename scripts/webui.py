@@ -71,8 +71,11 @@ def build_prometheus_ui(cache: Cache, go: GoToolchain, versions: Versions, log_d
         _run([*node.npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], work / "pnpm", node.env, log)
         pnpm = work / "pnpm" / "node_modules" / ".bin"
         env = {**node.env, "PATH": f"{pnpm}{os.pathsep}{node.env['PATH']}"}
-        install = ["install", "--frozen-lockfile", "--store-dir", work / "store"]
-        _run([pnpm / "pnpm", *install, "--filter", "@prometheus-io/mantine-ui..."], work / "ui", env, log)
+        _run(
+            [pnpm / "pnpm", "install", "--frozen-lockfile", "--store-dir", work / "store",
+             "--filter", "@prometheus-io/mantine-ui..."],
+            work / "ui", env, log,
+        )  # fmt: skip
         console.note("prometheus-ui: building")
         _run(["bash", "build_ui.sh", "--mantine-ui"], work / "ui", env, log)
         shutil.copytree(work / "ui" / "static", folder / "static")

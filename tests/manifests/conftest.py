@@ -18,9 +18,16 @@ Object = dict[str, Any]
 Build = Callable[[Path], str]
 
 
+class Loader(yaml.CSafeLoader):
+    """YAML 1.1 has a type for a lone `=`, which a definition has as a plain word; PyYAML knows the type, not what it is."""
+
+
+Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: loader.construct_scalar(node))  # type: ignore[no-untyped-call]
+
+
 def load_all(text: str) -> list[Object]:
     """Return the objects of a stream of YAML documents."""
-    return [d for d in yaml.load_all(text, yaml.CSafeLoader) if d]
+    return [d for d in yaml.load_all(text, Loader) if d]
 
 
 def load_file(path: Path) -> Any:

@@ -9,7 +9,11 @@ EDGE = COMPONENTS / "ingress-controllers"
 METRICS_SERVER = COMPONENTS / "metrics-server"
 KEDA = COMPONENTS / "keda"
 FOUNDATION = FLUX_CD / "infrastructure" / "mock-cluster-aka-namespaces"
-CRD_FOLDERS = sorted(COMPONENTS.glob("*/crds"))
+MONITORING = COMPONENTS / "_prometheus-stack"
+MONITORING_DEFINITIONS = MONITORING / "crds" / "stack"
+LITE = MONITORING / "lite"
+WATCHED = MONITORING / "content"
+CRD_FOLDERS = [*sorted(COMPONENTS.glob("*/crds")), MONITORING_DEFINITIONS]
 # What a Flux Kustomization builds, the root included: together, everything that Git puts into the cluster. KEDA is not
 # among them: it comes on demand.
 ROOTS = [
@@ -18,5 +22,8 @@ ROOTS = [
     FOUNDATION,
     METRICS_SERVER,
     EDGE,
+    MONITORING_DEFINITIONS,
+    LITE,
+    WATCHED,
     *sorted(p.parent for p in OVERLAYS.glob("*/kustomization.yaml")),
 ]

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from graphlib import TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,36 @@ def test_a_cluster_with_metrics_of_its_own_keeps_them(
     assert left_out == ["metrics-server-sync"]
 
 
+def test_without_monitoring_the_root_lacks_its_three_steps_and_nothing_else(
+    build_as_flux_does: Callable[[str, Object], list[Object]], render: Callable[[Path], Tree]
+) -> None:
+    _, sync = flux.root_objects(settings.Settings(monitoring=settings.Monitoring.NONE), with_credentials=False)
+    root = build_as_flux_does("flux-cd", sync)
+    left_out = [o["metadata"]["name"] for o in render(FLUX_CD).objects if o not in root]
+    assert sorted(left_out) == sorted(flux.MONITORING_SYNCS)
+
+
+def test_the_whole_stack_takes_the_place_of_the_small_one_under_the_same_name(
+    build_as_flux_does: Callable[[str, Object], list[Object]], render: Callable[[Path], Tree]
+) -> None:
+    _, sync = flux.root_objects(settings.Settings(monitoring=settings.Monitoring.FULL), with_credentials=False)
+    root = build_as_flux_does("flux-cd", sync)
+    changed = [o for o in root if o not in render(FLUX_CD).objects]
+    assert [o["metadata"]["name"] for o in changed] == ["monitoring-stack"]
+    assert changed[0]["spec"]["path"].endswith("/_prometheus-stack")
+
+
+def test_monitoring_waits_for_its_definitions_and_what_is_watched_for_the_stack(syncs: dict[str, Object]) -> None:
+    graph = {name: {d["name"] for d in s["spec"].get("dependsOn", [])} for name, s in syncs.items()}
+    order = ["infrastructure-sync", *flux.MONITORING_SYNCS]
+    for earlier, later in pairwise(order):
+        assert graph[later] == {earlier}
+    waiting = {name for name, depends in graph.items() if depends & set(flux.MONITORING_SYNCS)}
+    assert waiting <= set(flux.MONITORING_SYNCS), "nobody else's start waits for monitoring"
+    exprs = syncs["monitoring-stack"]["spec"]["healthCheckExprs"]
+    assert {e["kind"] for e in exprs} == {"Prometheus", "Alertmanager"}
+
+
 def test_without_the_edge_nothing_of_it_is_applied(build_as_flux_does: Callable[[str, Object], list[Object]]) -> None:
     root = build_as_flux_does("flux-cd", {"spec": {"components": ["bootstrap/without-edge"]}})
     assert set(SOURCES) == {o["metadata"]["name"] for o in root if o["kind"] == "GitRepository"}
@@ -182,7 +213,9 @@ def test_without_the_edge_nothing_of_it_is_applied(build_as_flux_does: Callable[
         objects = build_as_flux_does(sync["spec"]["path"], sync)
         pending += [o for o in objects if o["kind"] == "Kustomization"]
         applied += objects
-    assert built == {"infrastructure-sync", "metrics-server-sync", "applications-sync", *settings.environments()}
+    assert built == {
+        "infrastructure-sync", "metrics-server-sync", "applications-sync", *flux.MONITORING_SYNCS, *settings.environments(),
+    }  # fmt: skip
     parts = {o["metadata"].get("labels", {}).get("app.kubernetes.io/part-of") for o in applied}
     assert "edge" not in parts and "demo" in parts
     groups = {o["apiVersion"].rpartition("/")[0] for o in applied}

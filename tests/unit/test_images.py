@@ -8,6 +8,7 @@ import pytest
 
 from scripts import images, nodeimage, rootfs, sourcebuild, versions
 from scripts.images import ComponentImage, built_name, ca_bundle, ensure_base, ensure_image, load_recipes, recipe_key
+from scripts.monitoring import mode
 from scripts.process import CommandError
 from scripts.settings import ROOT
 from scripts.sourcebuild import SourceSet
@@ -17,7 +18,10 @@ PINS = versions.load()
 RECIPES = {recipe.name: recipe for recipe in load_recipes(PINS)}
 NAMES = sorted(RECIPES)
 # What every entry of the cache offers to an image besides a module's binaries.
-OTHER_BINARIES = {"module-files": {"pause"}, "envoy": {"envoy"}, "flux-cli": {"flux"}}
+OTHER_BINARIES = {
+    "module-files": {"pause"}, "envoy": {"envoy"}, "flux-cli": {"flux"}, "alertmanager": {"alertmanager"},
+    "prometheus-ui": {"static"},
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------- kind/images.yaml holds what versions.yaml says
@@ -50,7 +54,7 @@ def test_every_image_has_a_tag_and_no_two_have_the_same() -> None:
 
 
 def test_an_image_that_versions_yaml_names_has_its_name_and_tag() -> None:
-    for name in ("metrics-server", "source-controller", "envoy-gateway", "envoy", "registry"):
+    for name in ("metrics-server", "source-controller", "envoy-gateway", "envoy", "registry", *mode.IMAGES):
         assert RECIPES[name].tags == (PINS.images[name].tagged,)
 
 

@@ -133,12 +133,15 @@ def source(tmp_path: Path) -> SourceSet:
     """A source-built set with a few bytes for every binary."""
     these = versions.load()
     folders, keys = {}, {}
-    for name, module in {**these.modules, "envoy": None, "module-files": None, "flux-cli": None}.items():
+    others = dict.fromkeys(("envoy", "module-files", "flux-cli", "alertmanager", "prometheus-ui"))
+    for name, module in {**these.modules, **others}.items():
         folders[name] = tmp_path / "entries" / name
         folders[name].mkdir(parents=True)
         keys[name] = f"key of {name}"
-        for binary in module.binaries if module else ("envoy", "pause", "flux"):
+        for binary in module.binaries if module else ("envoy", "pause", "flux", "alertmanager"):
             (folders[name] / binary).write_bytes(f"program {binary}".encode())
+    (folders["prometheus-ui"] / "static" / "mantine-ui").mkdir(parents=True)
+    (folders["prometheus-ui"] / "static" / "mantine-ui" / "index.html").write_text("a page")
     rootfs = {}
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
@@ -175,6 +178,14 @@ def test_an_image_is_as_its_recipe_says(source: SourceSet, work: Path) -> None:
     assert made.config["Cmd"] == ["serve", "/etc/distribution/config.yml"]
     built = sourcemirror.source_images(source, versions.load(), "amd64")["registry"].build(work)
     assert len(built.blobs) == 2
+
+
+def test_a_folder_of_a_recipe_is_laid_out_in_the_image(source: SourceSet) -> None:
+    recipe = next(r for r in images.load_recipes(versions.load()) if r.name == "prometheus")
+    made = sourcemirror.component_spec(recipe, source, "amd64")
+    (page,) = (f for f in made.files if f.path.endswith("index.html"))
+    assert page.path == f"{recipe.workdir}/static/mantine-ui/index.html", "where Prometheus looks for it"
+    assert not page.executable and made.config["WorkingDir"] == recipe.workdir
 
 
 def test_the_node_image_of_a_mirror_holds_none_of_the_labs_own_images(

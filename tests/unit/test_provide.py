@@ -32,12 +32,12 @@ def test_in_source_mode_each_check_tool_comes_from_its_own_build(
 
 
 @pytest.mark.parametrize(
-    ("dry_run", "built"),
-    [(False, []), (True, ["kubernetes", "etcd"])],
+    ("tests", "built"),
+    [(False, []), (True, ["kubernetes", "etcd", "promtool"])],
     ids=["the check builds no API server", "the tests do"],
 )
 def test_the_dry_runs_programs_are_built_for_the_tests_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool, built: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tests: bool, built: list[str]
 ) -> None:
     pinned = versions.load()
     chosen = replace(settings.Settings(), image_source=ImageSource.SOURCE, cache_dir=tmp_path, state_root=tmp_path)
@@ -53,7 +53,7 @@ def test_the_dry_runs_programs_are_built_for_the_tests_only(
 
     monkeypatch.setattr(provide, "build_module", build)
     monkeypatch.setattr(provide, "ensure_go", lambda *_: None)
-    outcome = provide.ensure_check_tools(chosen, pinned, tmp_path / "logs", dry_run)
+    outcome = provide.ensure_check_tools(chosen, pinned, tmp_path / "logs", tests)
     assert calls == built
     assert outcome.changed == bool(built)
-    assert (chosen.tools_dir / "kube-apiserver").is_symlink() == dry_run
+    assert (chosen.tools_dir / "kube-apiserver").is_symlink() == tests

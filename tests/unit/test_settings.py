@@ -5,7 +5,7 @@ import pytest
 
 from scripts import settings
 from scripts.errors import LabError, UsageError
-from scripts.settings import Edge, ImageSource, Settings, load
+from scripts.settings import Edge, ImageSource, Monitoring, Settings, load
 
 HOME = {"HOME": "/home/me"}
 
@@ -23,6 +23,7 @@ def test_every_variable_is_taken() -> None:
             "CLUSTER_NAME": "two",
             "IMAGE_SOURCE": "source",
             "EDGE": "none",
+            "MONITORING": "lite",
             "EDGE_PORT": "1",
             "REGISTRY_PORT": "65535",
             "GIT_PORT": "9000",
@@ -39,6 +40,7 @@ def test_every_variable_is_taken() -> None:
         cluster_name="two",
         image_source=ImageSource.SOURCE,
         edge=Edge.NONE,
+        monitoring=Monitoring.LITE,
         edge_port=1,
         registry_port=65535,
         git_port=9000,
@@ -53,7 +55,16 @@ def test_every_variable_is_taken() -> None:
 
 
 def test_an_empty_value_is_the_default_because_make_passes_unset_variables_on() -> None:
-    names = ("CLUSTER_NAME", "IMAGE_SOURCE", "EDGE", "EDGE_PORT", "REGISTRY_PORT", "GIT_PORT", "GIT_REMOTE")
+    names = (
+        "CLUSTER_NAME",
+        "IMAGE_SOURCE",
+        "EDGE",
+        "MONITORING",
+        "EDGE_PORT",
+        "REGISTRY_PORT",
+        "GIT_PORT",
+        "GIT_REMOTE",
+    )
     others = ("GIT_URL", "KUBE_CONTEXT", "SUBNET", "DRY_RUN", "XDG_CACHE_HOME", "XDG_STATE_HOME", "YES")
     assert load(HOME | dict.fromkeys((*names, *others), "")) == load(HOME)
 
@@ -73,6 +84,7 @@ def test_an_empty_value_is_the_default_because_make_passes_unset_variables_on() 
         ("IMAGE_SOURCE", "docker"),
         ("IMAGE_SOURCE", "AUTO"),
         ("EDGE", "nginx"),
+        ("MONITORING", "some"),
         *[
             (variable, value)
             for variable in ("EDGE_PORT", "REGISTRY_PORT", "GIT_PORT")

