@@ -33,6 +33,8 @@ export HPA_DURATION ?= 120         ## hpa-demo: seconds of load
 export HPA_PROFILE ?= constant      ## hpa-demo: constant, ramp, step or spike
 export HPA_RATE ?=                  ## hpa-demo: requests a second at the peak; by default what nearly fills the autoscaler
 export HPA_CONCURRENCY ?=           ## hpa-demo: instead of a rate, as many clients
+export HPA_METRIC ?= cpu           ## hpa-demo: what the autoscaler follows: cpu, or latency (p95 by KEDA, needs monitoring)
+export HPA_FAIL_RATE ?= 0          ## hpa-demo: share of requests that the application fails on purpose, up to 0.5
 export WAIT_SCALE_IN ?= 1           ## hpa-demo: 0 ends with the load
 export RUNS ?=                      ## hpa-compare: two folders of reports/hpa; by default the last two
 export DEBUG ?=                     ## 1 shows tracebacks
@@ -110,6 +112,8 @@ hpa-status: $(VENV)/.complete ## the autoscalers now, and what keeps them from s
 	@$(LAB) hpa-status
 hpa-compare: $(VENV)/.complete ## two runs side by side, in one table and one picture
 	@$(LAB) hpa-compare
+keda-remove: $(VENV)/.complete ## take KEDA away, which hpa-demo HPA_METRIC=latency brought
+	@$(LAB) keda-remove
 
 ##@ Monitoring
 query: $(VENV)/.complete ## ask Prometheus: Q='sum by (namespace) (up)'; SINCE=1h draws sparklines; OUTPUT=json

@@ -152,11 +152,11 @@ def remove_traces(packages: Path) -> None:
             path.unlink()
 
 
-def pushed_digest(settings: Settings, tag: str) -> str:
+def pushed_digest(settings: Settings, tag: str, repository: str = APP_NAME) -> str:
     """Return the digest of a tag in the lab's registry, or "" if it is not there."""
     session = requests.Session()
     session.trust_env = False
-    url = f"http://127.0.0.1:{settings.registry_port}/v2/{APP_NAME}/manifests/{tag}"
+    url = f"http://127.0.0.1:{settings.registry_port}/v2/{repository}/manifests/{tag}"
     try:
         answer = session.head(url, headers={"Accept": ACCEPT}, timeout=10)
     except requests.RequestException as error:

@@ -284,6 +284,13 @@ def _hpa_compare(_: Settings) -> int:
     return compare.compare(os.environ.get("RUNS", "").split())
 
 
+def _keda_remove(chosen: Settings) -> int:
+    from scripts import deploy, keda
+
+    console.line(keda.remove(deploy.lab_kube(chosen)).what)
+    return 0
+
+
 def _query(chosen: Settings) -> int:
     from scripts.monitoring import query
 
@@ -433,6 +440,7 @@ COMMANDS: dict[str, Command] = {
     "hpa-compare": _hpa_compare,
     "hpa-demo": _hpa_demo,
     "hpa-status": _hpa_status,
+    "keda-remove": _keda_remove,
     "kustomize-build": _kustomize("build", "structure", "build"),
     "kustomize-check": _kustomize("report"),
     "kustomize-diff": _kustomize_diff,

@@ -232,16 +232,23 @@ class Kube:
     def apply(self, objects: Sequence[Object], timeout_s: float = 120) -> None:
         """Apply objects server-side; this lab's fields win over earlier ones of its own."""
         if objects:
-            text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
-            self._apply_text(text, timeout_s)
+            self._apply_text(_list_of(objects), timeout_s)
+
+    def apply_parts(self, objects: Sequence[Object], manager: str, timeout_s: float = 60) -> None:
+        """Apply parts of objects that are somebody else's, server-side, under a field manager of their own.
+
+        They go away again when that manager applies the objects without them.
+        """
+        # kubectl would refuse an object without all that its kind requires; the API server judges the whole of it.
+        self._apply_text(_list_of(objects), timeout_s, manager, "--validate=false")
 
     def apply_yaml(self, text: str, timeout_s: float = 120) -> None:
         """Apply a stream of YAML documents server-side."""
         self._apply_text(text, timeout_s)
 
-    def _apply_text(self, text: str, timeout_s: float) -> None:
+    def _apply_text(self, text: str, timeout_s: float, manager: str = FIELD_MANAGER, *options: str) -> None:
         self.kubectl(
-            "apply", "--server-side", "--force-conflicts", f"--field-manager={FIELD_MANAGER}", "--filename", "-",
+            "apply", "--server-side", "--force-conflicts", f"--field-manager={manager}", *options, "--filename", "-",
             timeout_s=timeout_s, input_text=text,
         )  # fmt: skip
 
@@ -250,6 +257,10 @@ class Kube:
         found = self.call(self.core.list_namespaced_event, namespace, limit=limit)
         items = [self.to_dict(e) for e in found.items]
         return sorted(items, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
+
+
+def _list_of(objects: Sequence[Object]) -> str:
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
 
 
 def condition(thing: Object, kind: str = "Ready") -> Object:

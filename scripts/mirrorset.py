@@ -49,11 +49,12 @@ def all_images(versions: Versions) -> dict[str, Image]:
 
 
 def needed_images(settings: Settings, versions: Versions) -> dict[str, Image]:
-    """Return the images that a lab with these settings pulls from a mirror that is whole."""
+    """Return the images that a lab with these settings pulls from a mirror that is whole: what it has from the start."""
     left_out = {BASE_OF_GIT_SERVER, *(_EDGE_IMAGES if settings.edge is Edge.NONE else ())}
     if settings.monitoring is not Monitoring.AUTO:
         left_out |= {*mode.images(Monitoring.FULL)} - {*mode.images(settings.monitoring)}
-    return {name: image for name, image in all_images(versions).items() if name not in left_out}
+    needed = {name: image for name, image in all_images(versions).items() if name not in left_out}
+    return {name: image for name, image in needed.items() if not image.on_demand}
 
 
 def release_files(versions: Versions, platforms: Iterable[str] = PLATFORMS) -> list[ReleaseFile]:

@@ -31,6 +31,7 @@ APP_PORT = 8000
 FLUX_NAMESPACE = "flux-system"
 EDGE_NAMESPACE = "edge"
 MONITORING_NAMESPACE = "monitoring"
+KEDA_NAMESPACE = "keda"
 # The registry's name inside the cluster: the same whatever its port on the host is, so that manifests in Git never change with it.
 REGISTRY_IN_CLUSTER = "registry.lab"
 # The Git server's name inside the cluster: a Service whose EndpointSlice setup keeps, so that it survives a change of address.
@@ -96,6 +97,13 @@ class Profile(StrEnum):
     RAMP = "ramp"
     STEP = "step"
     SPIKE = "spike"
+
+
+class HpaMetric(StrEnum):
+    """What the autoscaler follows during `make hpa-demo`."""
+
+    CPU = "cpu"
+    LATENCY = "latency"
 
 
 # What MONITORING=auto means: Grafana and the chart can be pulled, not built. A cluster of one's own gets none unasked.
@@ -224,12 +232,16 @@ class HpaSettings:
     concurrency: int = 0
     profile: Profile = Profile.CONSTANT
     wait_scale_in: bool = True
+    metric: HpaMetric = HpaMetric.CPU
+    fail_rate: float = 0.0
 
 
 # Shorter than 30 s no measurement reaches the autoscaler; longer than 15 min nobody watches.
 HPA_DURATION_S = (30, 900)
 HPA_RATE = (1, 2000)
 HPA_CONCURRENCY = (1, 40)
+# With more than half failing it would be the failures that are measured.
+HPA_FAIL_RATE_MAX = 0.5
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _REMOTE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
@@ -423,7 +435,16 @@ def load_hpa(environ: Mapping[str, str] | None = None) -> HpaSettings:
         concurrency=concurrency,
         profile=Profile(_choice(env, "HPA_PROFILE", Profile, defaults.profile)),
         wait_scale_in=wait == "1",
+        metric=HpaMetric(_choice(env, "HPA_METRIC", HpaMetric, defaults.metric)),
+        fail_rate=_share(env, "HPA_FAIL_RATE", HPA_FAIL_RATE_MAX),
     )
+
+
+def _share(environ: Mapping[str, str], variable: str, highest: float) -> float:
+    text = environ.get(variable, "") or "0"
+    if not re.fullmatch(r"0|[01]?\.[0-9]{1,4}", text) or not 0 <= float(text) <= highest:
+        raise UsageError(f"{variable}={text} is not a share from 0 to {highest}.", f"{variable}=0.05 for one in twenty")
+    return float(text)
 
 
 def _whole(environ: Mapping[str, str], variable: str, default: int, bounds: tuple[int, int]) -> int:

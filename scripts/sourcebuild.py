@@ -68,6 +68,17 @@ class SourceSet:
 
 def expected_entries(versions: Versions, monitoring: bool = True) -> dict[str, str]:
     """Return every cache entry of source mode by name, with its key: what is there need not be built."""
+    left_out = on_demand(versions) | (set() if monitoring else MONITORING)
+    return {name: key for name, key in entry_keys(versions).items() if name not in left_out}
+
+
+def on_demand(versions: Versions) -> set[str]:
+    """Return the modules that setup does without."""
+    return {name for name, module in versions.modules.items() if module.on_demand}
+
+
+def entry_keys(versions: Versions) -> dict[str, str]:
+    """Return the key of everything that source mode can build, by name."""
     keys = {name: module_key(name, module, versions.go.version) for name, module in versions.modules.items()}
     keys |= {recipe.name: rootfs.rootfs_key(recipe, versions.debian) for recipe in rootfs.ALL}
     keys["flux-cli"] = flux_cli_key(versions)
@@ -75,7 +86,7 @@ def expected_entries(versions: Versions, monitoring: bool = True) -> dict[str, s
     keys["envoy"] = _envoy_key(versions)
     keys["alertmanager"] = webui.alertmanager_key(versions)
     keys["prometheus-ui"] = webui.prometheus_ui_key(versions)
-    return keys if monitoring else {name: key for name, key in keys.items() if name not in MONITORING}
+    return keys
 
 
 def is_warm(cache: Cache, versions: Versions, monitoring: bool = True) -> bool:
@@ -85,10 +96,10 @@ def is_warm(cache: Cache, versions: Versions, monitoring: bool = True) -> bool:
 
 def ensure_source_set(cache: Cache, versions: Versions, log_dir: Path, monitoring: bool = True) -> SourceSet:
     """Return all outputs of source mode, with or without monitoring's, building what is not in the cache."""
-    unknown = set(versions.modules) ^ set(ORDER)
+    unknown = (set(versions.modules) - on_demand(versions)) ^ set(ORDER)
     if unknown:
         raise LabError(f"versions.yaml and scripts/sourcebuild.py disagree about: {', '.join(sorted(unknown))}.")
-    keys = expected_entries(versions)
+    keys = entry_keys(versions)
     wanted = expected_entries(versions, monitoring)
     present = {name: cache.find(name, key) for name, key in wanted.items()}
     missing = [name for name, found in present.items() if not found]
@@ -139,6 +150,20 @@ def _build(cache: Cache, versions: Versions, wanted: dict[str, str], keys: dict[
     # What is left of the compiler's caches is of no more use: outputs are whole, and a changed pin downloads its own.
     drop_build_caches(cache)
     return _result(found, keys, tuple(built))
+
+
+def ensure_on_demand(cache: Cache, versions: Versions, name: str, log_dir: Path) -> SourceSet:
+    """Return one of the modules that setup does without, building it if it is not in the cache."""
+    module = versions.modules[name]
+    keys = entry_keys(versions)
+    folder = cache.find(name, keys[name])
+    fresh = False
+    if not folder:
+        with lock(cache.root / "locks" / "source-build.lock", "building the tools and images from source"):
+            go = ensure_go(cache, versions.go.version, versions.go.bootstrap)
+            folder, fresh = build_module(cache, go, name, module, log_dir)
+            drop_build_caches(cache)
+    return _result({name: folder}, keys, (name,) if fresh else ())
 
 
 def drop_build_caches(cache: Cache) -> None:

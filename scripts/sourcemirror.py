@@ -42,7 +42,8 @@ def source_images(source: SourceSet, versions: Versions, architecture: str) -> d
     made: dict[str, SourceImage] = {}
     for name, image in versions.images.items():
         recipe = next((r for r in recipes if image.tagged in r.tags), None)
-        if recipe:
+        # What is built on demand is in the mirror of one who had a demand for it.
+        if recipe and all(path.partition("/")[0] in source.folders for path in recipe.files):
             key = digest_of(_REVISION, images.recipe_key(recipe, source), architecture)
             made[name] = SourceImage(image, key, _component(recipe, source, architecture))
     upstream_names = {image.tagged for image in versions.images.values()}

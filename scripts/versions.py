@@ -48,7 +48,8 @@ class GoModule:
     """One thing that source mode builds from Go modules: what it requires and the binaries that come of it.
 
     `lock` names the wrapper module (kind/source/<lock>) of those that share one, so that what they have in common is
-    compiled once; without it the wrapper is the module's own.
+    compiled once; without it the wrapper is the module's own. `on_demand` names the command that brings what setup
+    does without.
     """
 
     binaries: Mapping[str, str]
@@ -59,6 +60,7 @@ class GoModule:
     stamps: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     tags: tuple[str, ...] = ()
     lock: str = ""
+    on_demand: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.packages) == bool(self.module):
@@ -173,11 +175,15 @@ class Tool:
 
 @dataclass(frozen=True)
 class Image:
-    """A container image: by tag and index digest, or by tag alone, which is locked on first use."""
+    """A container image: by tag and index digest, or by tag alone, which is locked on first use.
+
+    `on_demand` names the command that brings what setup does without.
+    """
 
     image: str
     tag: str
     digest: str = ""
+    on_demand: str = ""
 
     def __post_init__(self) -> None:
         if self.digest and not _DIGEST.fullmatch(self.digest):

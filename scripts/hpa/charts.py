@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.hpa.histograms import Wish
 from scripts.hpa.model import Moments, PodLife, Recording
 from scripts.hpa.timeline import Second, Summary, by_second, rolling
 
@@ -49,15 +50,20 @@ def draw(recording: Recording, summary: Summary, folder: Path) -> list[Path]:
     plt = pyplot()
     origin = recording.load_began or recording.started
     seconds = by_second(recording.answers, origin)
+    followed = recording.plan.target_ms is not None
+    count = 5 if followed else 4
     figure, axes = plt.subplots(
-        4, 1, figsize=(11, 12.5), sharex=True, height_ratios=(1, 1.2, 1.2, 1.2), layout="constrained"
-    )
+        count, 1, figsize=(11, 0.3 + 3.05 * count), sharex=True, height_ratios=(1, *([1.2] * (count - 1))),
+        layout="constrained",
+    )  # fmt: skip
     load_panel(axes[0], recording, seconds, origin)
     latency_panel(axes[1], recording, summary, origin)
-    cpu_panel(axes[2], recording, origin)
-    replicas_panel(axes[3], recording, origin)
-    axes[3].set_xlabel("seconds since the load began")
-    axes[3].set_xlim(recording.started - origin, max(recording.ended, recording.started + 1) - origin)
+    if followed:
+        followed_panel(axes[2], recording, origin)
+    cpu_panel(axes[-2], recording, origin)
+    replicas_panel(axes[-1], recording, origin, summary.replay.failed_only)
+    axes[-1].set_xlabel("seconds since the load began")
+    axes[-1].set_xlim(recording.started - origin, max(recording.ended, recording.started + 1) - origin)
     mark_moments(axes, summary.moments, origin)
     wanted = recording.plan.wanted
     figure.suptitle(
@@ -121,22 +127,48 @@ def latency_panel(axis: Axes, recording: Recording, summary: Summary, origin: fl
     _legend(axis)
 
 
+def tells_of_histograms(recording: Recording) -> bool:
+    """Whether what the histograms would have called for is a part of the report."""
+    return recording.plan.target_ms is not None or recording.plan.wanted.fail_rate > 0
+
+
+def followed_panel(axis: Axes, recording: Recording, origin: float) -> None:
+    """Draw the latency that the autoscaler follows against its target."""
+    seen = [(s.at - origin, s.hpa_latency_ms) for s in recording.samples if s.hpa_latency_ms is not None]
+    served = [(s.at - origin, s.latency_ms) for s in recording.samples if s.latency_ms is not None]
+    target = recording.plan.target_ms
+    axis.plot([t for t, _ in served], [v for _, v in served], color=SKY, linewidth=1.2, label="external metrics API")
+    axis.step([t for t, _ in seen], [v for _, v in seen], where="post", color=BLUE, label="the autoscaler saw")
+    if target is not None:
+        axis.axhline(target, color=ORANGE, linewidth=1.4, label=f"target {target:.0f} ms")
+    axis.set_title("Latency, p95 of the application's own histogram")
+    axis.set_ylabel("ms")
+    axis.set_ylim(bottom=0)
+    _legend(axis)
+
+
+def wishes_of(wishes: Sequence[Wish], origin: float) -> tuple[list[float], list[float]]:
+    """Return times and pods of what a histogram called for; where it had nothing to tell by there is a gap."""
+    return [w.at - origin for w in wishes], [float("nan") if w.replicas is None else float(w.replicas) for w in wishes]
+
+
 def cpu_panel(axis: Axes, recording: Recording, origin: float) -> None:
     """Draw the CPU against the target."""
     seen = [(s.at - origin, s.hpa_cpu_percent) for s in recording.samples if s.hpa_cpu_percent is not None]
     used = [(s.at - origin, s.cpu_percent) for s in recording.samples if s.cpu_percent is not None]
     target = recording.plan.capacity.target_percent
     axis.plot([t for t, _ in used], [c for _, c in used], color=SKY, linewidth=1.2, label="metrics API")
-    axis.step([t for t, _ in seen], [c for _, c in seen], where="post", color=BLUE, label="the autoscaler saw")
-    axis.axhline(target, color=ORANGE, linewidth=1.4, label=f"target {target} %")
+    if recording.plan.target_ms is None:
+        axis.step([t for t, _ in seen], [c for _, c in seen], where="post", color=BLUE, label="the autoscaler saw")
+        axis.axhline(target, color=ORANGE, linewidth=1.4, label=f"target {target} %")
     axis.set_title("CPU of all pods, in percent of their request")
     axis.set_ylabel("%")
     axis.set_ylim(bottom=0)
     _legend(axis)
 
 
-def replicas_panel(axis: Axes, recording: Recording, origin: float) -> None:
-    """Draw desired and ready pods between the bounds, with the autoscaler's events."""
+def replicas_panel(axis: Axes, recording: Recording, origin: float, old: Sequence[Wish] = ()) -> None:
+    """Draw desired and ready pods between the bounds, with the autoscaler's events, and what the old histogram wished."""
     capacity = recording.plan.capacity
     times = [s.at - origin for s in recording.samples]
     axis.step(times, [s.desired for s in recording.samples], where="post", color=ORANGE, label="desired")
@@ -154,10 +186,15 @@ def replicas_panel(axis: Axes, recording: Recording, origin: float) -> None:
                 f"to {size}", (event.seen - origin, float(size) if size.isdigit() else 0), xytext=(4, 4),
                 textcoords="offset points", fontsize=9, color=ORANGE,
             )  # fmt: skip
+    if tells_of_histograms(recording):
+        axis.step(
+            *wishes_of(old, origin), where="post", color=RED, linestyle="--", linewidth=1.2,
+            label="old histogram (failed only) would ask for",
+        )  # fmt: skip
     axis.set_title("Pods")
     axis.set_ylim(0, capacity.maximum + 0.9)
     axis.set_yticks(range(capacity.maximum + 1))
-    axis.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.16))
+    axis.legend(loc="upper right", ncols=3, bbox_to_anchor=(1, 1.16))
 
 
 def pods_panel(axis: Axes, recording: Recording, origin: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from scripts.cache import write_atomically
 from scripts.errors import LabError, UsageError
 from scripts.hpa import charts
 from scripts.hpa.report import REPORTS, SERIES, STEPS, VERSION
-from scripts.settings import ROOT
+from scripts.settings import ROOT, HpaMetric
 
 FOLDER = re.compile(r"\d{8}T\d{6}Z-[a-z0-9-]+")
 COLOURS = (charts.BLUE, charts.RED)
@@ -28,6 +29,11 @@ class StoredRun:
     data: dict[str, Any]
 
     @property
+    def label(self) -> str:
+        """Its name, and what its autoscaler followed."""
+        return f"{self.name} ({self.run['metric']})"
+
+    @property
     def run(self) -> dict[str, Any]:
         """What was run against what."""
         found: dict[str, Any] = self.data["run"]
@@ -37,6 +43,11 @@ class StoredRun:
         """Return times and values of a series, without the gaps."""
         points = [(p["t"], p[value]) for p in self.data[key] if p[value] is not None]
         return [t for t, _ in points], [v for _, v in points]
+
+    def wishes(self, histogram: str) -> tuple[list[float], list[float]]:
+        """Return times and pods that a histogram would have called for, with gaps where it had nothing to tell by."""
+        points = self.data["histograms"][histogram]["wishes"]
+        return [p["t"] for p in points], [math.nan if p["replicas"] is None else p["replicas"] for p in points]
 
 
 def compare(names: Sequence[str], reports: Path = REPORTS) -> int:
@@ -130,7 +141,9 @@ def table(first: StoredRun, second: StoredRun) -> list[list[str]]:
         row("load", "run.duration_s", " s"),
         row("peak rate", "run.peak_rate", "/s"),
         row("CPU request of a pod", "run.request_millicores", "m"),
-        row("target", "run.target_percent", " %"),
+        row("share that fails on purpose", "run.fail_rate", "", lambda value: f"{value:g}"),
+        row("CPU target", "run.target_percent", " %"),
+        row("latency target", "run.target_ms", " ms"),
         row("minimum", "run.minimum"),
         row("maximum", "run.maximum"),
     ]
@@ -144,6 +157,9 @@ def table(first: StoredRun, second: StoredRun) -> list[list[str]]:
         row("p95 before the load", "latency.p95_before_ms", " ms"),
         row("p95 at its worst", "latency.p95_worst_ms", " ms"),
         row("p95 with all pods Ready", "latency.p95_all_ready_ms", " ms"),
+        row("pods by a p95 of every request, at most", "histograms.every.highest"),
+        row("pods by a p95 of failed ones only (the old histogram), at most", "histograms.failed_only.highest"),
+        row("time in which that one had nothing to tell by", "histograms.failed_only.blind_s", " s"),
     ]
     return rows
 
@@ -169,14 +185,14 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def draw(first: StoredRun, second: StoredRun, path: Path) -> None:
     """Draw both runs on one time axis: latency, CPU and pods."""
     plt = charts.pyplot()
-    figure, axes = plt.subplots(3, 1, figsize=(11, 9.5), sharex=True)
+    figure, axes = plt.subplots(4, 1, figsize=(11, 12.5), sharex=True)
     for run, colour, style in zip((first, second), COLOURS, ("-", "--"), strict=True):
-        axes[0].plot(*run.series("seconds", "p95_ms"), color=colour, linestyle=style, linewidth=1.2, label=run.name)
-        axes[1].step(
-            *run.series("samples", "hpa_cpu_percent"), where="post", color=colour, linestyle=style, label=run.name
-        )
-        axes[2].step(*run.series("samples", "ready"), where="post", color=colour, linestyle=style, label=run.name)
-        axes[1].axhline(run.run["target_percent"], color=colour, linestyle=style, linewidth=0.9, alpha=0.6)
+        axes[0].plot(*run.series("seconds", "p95_ms"), color=colour, linestyle=style, linewidth=1.2, label=run.label)
+        axes[1].plot(*run.series("samples", "cpu_percent"), color=colour, linestyle=style)
+        axes[2].step(*run.series("samples", "ready"), where="post", color=colour, linestyle=style)
+        axes[3].step(*run.wishes("failed_only"), where="post", color=colour, linestyle=style)
+        if run.run["metric"] == HpaMetric.CPU:
+            axes[1].axhline(run.run["target_percent"], color=colour, linestyle=style, linewidth=0.9, alpha=0.6)
         ended = run.data["moments"]["load_ended"]
         for axis in axes if ended is not None else ():
             axis.axvline(ended, color=colour, linestyle=style, linewidth=0.9, alpha=0.5)
@@ -185,11 +201,15 @@ def draw(first: StoredRun, second: StoredRun, path: Path) -> None:
         axis.set_ylim(bottom=0)
     axes[0].set_title("Latency, p95 of each second")
     axes[0].set_ylabel("ms")
-    axes[1].set_title("CPU that the autoscaler saw, in percent of the request; thin: its target")
+    axes[1].set_title("CPU of all pods, in percent of their request; thin: an autoscaler's target")
     axes[1].set_ylabel("%")
     axes[2].set_title("Pods Ready")
-    axes[2].set_yticks(range(int(max(r.run["maximum"] for r in (first, second))) + 1))
-    axes[2].set_xlabel("seconds since the load began; thin upright lines: its end")
+    axes[3].set_title("Pods by the old histogram, of failed requests only; a gap: nothing to tell by")
+    for axis in axes[2:]:
+        highest = int(max(r.run["maximum"] for r in (first, second)))
+        axis.set_ylim(0, highest + 0.5)
+        axis.set_yticks(range(highest + 1))
+    axes[3].set_xlabel("seconds since the load began; thin upright lines: its end")
     axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1.02), ncols=2)
     figure.savefig(path, dpi=charts.DPI, bbox_inches="tight")
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""`make hpa-demo`: look, load, watch, wait for the scale-in, report. Nothing in the cluster is changed by it.
+"""`make hpa-demo`: look, load, watch, wait for the scale-in, report; what it changes for that it puts back.
 
 The load has three parts that follow each other without a gap: a few cheap requests before, the profile, and a few
 cheap ones until the autoscaler is back at its minimum, which prove that scaling in fails none either.
@@ -14,17 +14,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from scripts import console, endpoints
+from scripts import console, endpoints, keda, versions
 from scripts.deploy import lab_kube
 from scripts.errors import LabError, UsageError
-from scripts.hpa import live, profile, reasons, report, sampling, timeline
+from scripts.hpa import autoscaler, changes, facts, live, profile, reasons, report, sampling, timeline
+from scripts.hpa.autoscaler import shown
+from scripts.hpa.facts import Facts
 from scripts.hpa.generator import CpuMeter, Load
 from scripts.hpa.model import Answer, Phase, Plan, Recording, Sample
 from scripts.hpa.profile import Capacity, Stage
 from scripts.hpa.sampling import Sampler
 from scripts.kube import Kube
 from scripts.load import target
-from scripts.settings import APP_NAME, Edge, HpaSettings, Settings
+from scripts.settings import APP_NAME, MONITORING_NAMESPACE, Edge, HpaMetric, HpaSettings, Settings
 from scripts.waiting import wait_for
 
 QUIET_S = 10
@@ -42,25 +44,38 @@ LASTING = (reasons.Kind.AT_MAXIMUM, reasons.Kind.NO_METRICS, reasons.Kind.DISABL
 
 def demo(settings: Settings, wanted: HpaSettings) -> int:
     """Run the demo and return its exit code: 0 if every check holds, 1 if not, 130 if it was interrupted."""
-    kube, plan, sampler = prepare(settings, wanted)
-    console.line(
-        f"{wanted.environment}: {plan.peak} requests/s at most, {profile.CPU_MS} ms of CPU each, for {wanted.duration_s} s "
-        f"({wanted.profile}); {plan.target} has {plan.capacity.minimum} to {plan.capacity.maximum} pods of "
-        f"{plan.capacity.request_millicores:.0f}m, target {plan.capacity.target_percent} %"
-    )
-    needed = plan.peak * profile.cost_ms() / 1000
-    if needed > plan.capacity.machine_cores * 0.8:
-        console.warn(f"this load needs about {needed:.1f} CPUs; the machine has {plan.capacity.machine_cores:.0f}")
-    recording = Run(settings, kube, plan, sampler).record()
-    summary = timeline.summarise(recording)
-    folder = report.write(recording, summary)
-    report.show(recording, summary, folder)
+    kube, plan = prepare(settings, wanted)
+    if wanted.metric is HpaMetric.LATENCY:
+        keda.ensure(settings, kube, versions.load(), settings.state_dir / "logs")
+    with changes.made(kube, wanted, (plan.capacity.minimum, plan.capacity.maximum)):
+        plan, sampler = ready_to_run(kube, plan)
+        tell(plan)
+        recording = Run(settings, kube, plan, sampler).record()
+        # Before anything is put back, which takes its time: who interrupts twice has the report all the same.
+        summary = timeline.summarise(recording)
+        report.show(recording, summary, report.write(recording, summary))
     if recording.interrupted:
         return 130
     return 0 if summary.ok else 1
 
 
-def prepare(settings: Settings, wanted: HpaSettings) -> tuple[Kube, Plan, Sampler]:
+def tell(plan: Plan) -> None:
+    """Say what a run does."""
+    wanted, capacity = plan.wanted, plan.capacity
+    target = (
+        f"{capacity.target_percent} %" if plan.target_ms is None else f"a p95 of {shown(plan.metric, plan.target_ms)}"
+    )
+    console.line(
+        f"{wanted.environment}: {plan.peak} requests/s at most, {profile.CPU_MS} ms of CPU each, for {wanted.duration_s} s "
+        f"({wanted.profile}); {plan.target} has {capacity.minimum} to {capacity.maximum} pods of "
+        f"{capacity.request_millicores:.0f}m, target {target}"
+    )
+    needed = plan.peak * profile.cost_ms() / 1000
+    if needed > capacity.machine_cores * 0.8:
+        console.warn(f"this load needs about {needed:.1f} CPUs; the machine has {capacity.machine_cores:.0f}")
+
+
+def prepare(settings: Settings, wanted: HpaSettings) -> tuple[Kube, Plan]:
     """Look at everything a run needs; raises LabError, in a line, for what would make it meaningless."""
     if settings.edge is Edge.NONE:
         raise UsageError("A load needs the edge: a port-forward would pin one pod.", "make setup-all EDGE=envoy")
@@ -69,11 +84,14 @@ def prepare(settings: Settings, wanted: HpaSettings) -> tuple[Kube, Plan, Sample
         raise LabError("The load generator vegeta is not there.", "make setup-all")
     kube = lab_kube(settings)
     environment = wanted.environment
-    facts = reasons.collect(kube, environment)
-    if facts is None:
+    if changes.left_over(kube, environment):
+        console.warn(f"a run that was killed left {environment} changed")
+        changes.put_back(kube, environment)
+    known = facts.collect(kube, environment)
+    if known is None:
         raise LabError(f"There is no HorizontalPodAutoscaler {APP_NAME} in {environment}.", "make reconcile")
     faults = [
-        r for r in reasons.explain(facts) if r.is_fault or r.kind in (reasons.Kind.NO_METRICS, reasons.Kind.DISABLED)
+        r for r in reasons.explain(known) if r.is_fault or r.kind in (reasons.Kind.NO_METRICS, reasons.Kind.DISABLED)
     ]
     if faults:
         raise LabError(
@@ -82,22 +100,48 @@ def prepare(settings: Settings, wanted: HpaSettings) -> tuple[Kube, Plan, Sample
     answer = endpoints.check_environment(settings, kube, environment, ["/work"])[0]
     if not answer.ok:
         raise LabError(f"{environment} does not answer at the edge: {answer.why}.", "make status, make test-endpoints")
-    plan = plan_of(wanted, facts)
-    assert facts.deployment is not None  # a target that is missing is a fault
-    _wait_until_at_rest(kube, environment, plan)
-    return kube, plan, Sampler(kube, environment, facts.hpa, facts.deployment)
+    plan = plan_of(wanted, known)
+    if wanted.metric is HpaMetric.LATENCY:
+        require_monitoring(kube)
+        changes.require_component(settings, environment)
+    return kube, plan
 
 
-def plan_of(wanted: HpaSettings, facts: reasons.Facts) -> Plan:
+def require_monitoring(kube: Kube) -> None:
+    """Refuse a lab without Prometheus: the latency comes from it."""
+    from kubernetes.client import ApiException
+
+    try:
+        kube.get(f"/api/v1/namespaces/{MONITORING_NAMESPACE}/services/prometheus-operated")
+    except ApiException as error:
+        if error.status != 404:
+            raise
+        raise LabError(
+            "There is no Prometheus in this lab, and a latency comes from nowhere else.",
+            "make setup-all MONITORING=lite",
+        ) from None
+
+
+def ready_to_run(kube: Kube, plan: Plan) -> tuple[Plan, Sampler]:
+    """Wait until the environment is at rest, and return what watches the autoscaler that it has now."""
+    _wait_until_at_rest(kube, plan.wanted.environment, plan)
+    known = facts.collect(kube, plan.wanted.environment)
+    if known is None or known.deployment is None:
+        raise LabError(f"The autoscaler of {plan.wanted.environment}, or its target, is gone.", "make reconcile")
+    sampler = Sampler(kube, plan.wanted.environment, known.hpa, known.deployment)
+    return replace(plan, target_ms=autoscaler.target_ms(known.hpa)), sampler
+
+
+def plan_of(wanted: HpaSettings, known: Facts) -> Plan:
     """Return what a run will do; raises LabError if the autoscaler is none for CPU in percent of a request."""
-    spec = facts.hpa["spec"]
-    percent = reasons.target_percent(facts.hpa)
+    spec = known.hpa["spec"]
+    percent = autoscaler.target_percent(known.hpa)
     if percent is None:
         raise LabError(
             f"The autoscaler of {wanted.environment} has no CPU target in percent of the request.",
             f"give it a metric of type Resource, cpu, Utilization ({reasons.BASE}/horizontalpodautoscaler.yaml)",
         )
-    asked = [request for pod in facts.pods if (request := sampling.request_of(pod)) > 0]
+    asked = [request for pod in known.pods if (request := sampling.request_of(pod)) > 0]
     if not asked:
         raise LabError(f"The pods of {wanted.environment} have no CPU request.", f"{reasons.BASE}/deployment.yaml")
     capacity = Capacity(
@@ -106,6 +150,7 @@ def plan_of(wanted: HpaSettings, facts: reasons.Facts) -> Plan:
         request_millicores=max(asked),
         target_percent=percent,
         machine_cores=float(os.cpu_count() or 1),
+        limit_millicores=min((sampling.limit_of(pod) for pod in known.pods), default=0.0),
     )
     if capacity.minimum >= capacity.maximum:
         raise LabError(
@@ -130,14 +175,14 @@ def _wait_until_at_rest(kube: Kube, environment: str, plan: Plan) -> None:
     """Wait until an earlier load's pods are gone: a run begins at the minimum, or its figures say nothing."""
 
     def pending() -> list[str]:
-        facts = reasons.collect(kube, environment)
-        if facts is None or facts.deployment is None:
+        known = facts.collect(kube, environment)
+        if known is None or known.deployment is None:
             raise LabError(f"The autoscaler of {environment}, or its target, is gone.", "make reconcile")
-        replicas = facts.deployment["spec"].get("replicas", 1)
-        ready = (facts.deployment.get("status") or {}).get("readyReplicas") or 0
+        replicas = known.deployment["spec"].get("replicas", 1)
+        ready = (known.deployment.get("status") or {}).get("readyReplicas") or 0
         if replicas == plan.capacity.minimum and ready == replicas:
             return []
-        why = "; ".join(f"{r.kind}: {r.what}" for r in reasons.explain(facts))
+        why = "; ".join(f"{r.kind}: {r.what}" for r in reasons.explain(known))
         return [
             f"{ready} of {replicas} pods ready, the minimum is {plan.capacity.minimum}" + (f" ({why})" if why else "")
         ]
@@ -259,7 +304,10 @@ class Run:
         away = (s.at for s in reversed(self._samples) if s.current != minimum or s.ready != minimum)
         rested_s = last.at - max(load.began, next(away, load.began))
         # Right after a load the autoscaler may not have seen it at all yet.
-        calm = (last.hpa_cpu_percent or 0) <= self._plan.capacity.target_percent
+        if self._plan.target_ms is not None:
+            calm = (last.hpa_latency_ms or 0) <= self._plan.target_ms
+        else:
+            calm = (last.hpa_cpu_percent or 0) <= self._plan.capacity.target_percent
         return (rested_s >= REST_S and calm) or not load.is_sending
 
     @contextlib.contextmanager

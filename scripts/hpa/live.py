@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from scripts.hpa.autoscaler import shown
 from scripts.hpa.model import Event, Phase, Plan, PodView, Sample
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -52,13 +53,15 @@ class Trends:
     p95: deque[float] = field(default_factory=lambda: deque(maxlen=TREND))
     cpu: deque[float] = field(default_factory=lambda: deque(maxlen=TREND))
     ready: deque[float] = field(default_factory=lambda: deque(maxlen=TREND))
+    seen: deque[float] = field(default_factory=lambda: deque(maxlen=TREND))
 
     def add(self, view: View) -> None:
         """Take a moment's figures."""
         self.rate.append(view.rate)
         self.p95.append((view.p95_s or 0.0) * 1000)
-        self.cpu.append(float(view.sample.hpa_cpu_percent or 0))
+        self.cpu.append(float(view.sample.hpa_cpu_percent or view.sample.cpu_percent or 0))
         self.ready.append(float(view.sample.ready))
+        self.seen.append(view.sample.hpa_latency_ms or 0.0)
 
 
 def sparkline(values: Sequence[float], highest: float = 0.0) -> str:
@@ -113,15 +116,27 @@ def render(view: View, trends: Trends) -> RenderableType:
         f"p50 {milliseconds(view.p50_s)}  p95 {milliseconds(view.p95_s)}  p99 {milliseconds(view.p99_s)}",
         sparkline(trends.p95),
     )
-    over = (sample.hpa_cpu_percent or 0) > capacity.target_percent
-    figures.add_row(
-        "CPU",
-        Text.assemble(
-            (percent(sample.hpa_cpu_percent), "bold yellow" if over else ""),
-            f" of the request, target {capacity.target_percent} %  (now {percent(sample.cpu_percent)})",
-        ),
-        sparkline(trends.cpu, capacity.target_percent),
-    )
+    if plan.target_ms is not None:
+        late = (sample.hpa_latency_ms or 0) > plan.target_ms
+        figures.add_row(
+            "p95 of the app",
+            Text.assemble(
+                (shown(plan.metric, sample.hpa_latency_ms), "bold yellow" if late else ""),
+                f", target {shown(plan.metric, plan.target_ms)}  (now {shown(plan.metric, sample.latency_ms)})",
+            ),
+            sparkline(trends.seen, plan.target_ms),
+        )
+        figures.add_row("CPU", f"{percent(sample.cpu_percent)} of the request", sparkline(trends.cpu))
+    else:
+        over = (sample.hpa_cpu_percent or 0) > capacity.target_percent
+        figures.add_row(
+            "CPU",
+            Text.assemble(
+                (percent(sample.hpa_cpu_percent), "bold yellow" if over else ""),
+                f" of the request, target {capacity.target_percent} %  (now {percent(sample.cpu_percent)})",
+            ),
+            sparkline(trends.cpu, capacity.target_percent),
+        )
     short = sample.ready < sample.current
     figures.add_row(
         "pods",
@@ -172,13 +187,22 @@ def plain(view: View) -> str:
         f"{_clock(view.clock_s)} {TITLES[view.phase]}",
         f"{view.rate:.0f}/s of {view.wanted_rate}/s, {view.failed} failed, {view.unanswered} under way",
         f"p50 {milliseconds(view.p50_s)} p95 {milliseconds(view.p95_s)} p99 {milliseconds(view.p99_s)}",
-        f"CPU {percent(sample.hpa_cpu_percent)} (target {view.plan.capacity.target_percent} %)",
+        followed(view),
         f"desired {sample.desired} ready {sample.ready} ({nodes})",
         f"generator {view.generator_cores:.2f} CPUs",
     ]
     if view.behind:
         parts.append("the machine can't reach this rate")
     return " | ".join(parts + [f"! {reason}" for reason in view.reasons])
+
+
+def followed(view: View) -> str:
+    """Return what the autoscaler sees, and beside a latency the CPU."""
+    plan, sample = view.plan, view.sample
+    if plan.target_ms is None:
+        return f"CPU {percent(sample.hpa_cpu_percent)} (target {plan.capacity.target_percent} %)"
+    seen = f"the app's p95 {shown(plan.metric, sample.hpa_latency_ms)} (target {shown(plan.metric, plan.target_ms)})"
+    return f"{seen} CPU {percent(sample.cpu_percent)}"
 
 
 class Teller:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from scripts.hpa.profile import Capacity, Stage
-from scripts.settings import HpaSettings
+from scripts.settings import HpaMetric, HpaSettings
 
 
 class Phase(StrEnum):
@@ -72,6 +72,8 @@ class Sample:
     generator_cores: float | None = None
     due: int = 0  # requests due so far
     answered: int = 0
+    hpa_latency_ms: float | None = None  # the p95 that the autoscaler saw, where it follows it
+    latency_ms: float | None = None  # what the external metrics API says now
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,12 @@ class Plan:
     peak: int
     quiet: int
     stages: tuple[Stage, ...]
-    metric: str = "cpu"
+    target_ms: float | None = None  # the latency that is kept, where the autoscaler follows it
+
+    @property
+    def metric(self) -> HpaMetric:
+        """What the autoscaler follows."""
+        return self.wanted.metric
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scripts.errors import UsageError
-from scripts.settings import HPA_RATE, HpaSettings, Profile
+from scripts.settings import HPA_RATE, HpaMetric, HpaSettings, Profile
 
 # One request's CPU time: long enough that the app's own share is small, short enough that requests don't queue.
 CPU_MS = 20
@@ -19,6 +19,11 @@ MAX_REQUESTS = 300_000
 FILL = 0.92
 # More than this share of the machine would measure the machine, not the autoscaler.
 MACHINE_SHARE = 0.45
+# A latency rises once pods are out of the CPU that their limit gives them: this share of it, and not so far beyond that
+# what waits piles up past the application's threads before new pods are ready.
+SATURATION = 1.0
+# That many pods at their limits, and everything else that a lab runs, have to fit on the machine.
+LATENCY_MACHINE_SHARE = 0.6
 # Before and after the load, requests are as cheap as it needs to leave the autoscaler at its minimum.
 QUIET_SHARE = 0.4
 QUIET_RATES = (1, 5)
@@ -53,6 +58,7 @@ class Capacity:
     request_millicores: float
     target_percent: int
     machine_cores: float
+    limit_millicores: float = 0.0  # 0: none
 
     @property
     def pod_millicores(self) -> float:
@@ -96,9 +102,29 @@ def peak_rate(wanted: HpaSettings, capacity: Capacity) -> int:
         return wanted.rate
     if wanted.concurrency:
         return round(wanted.concurrency * 1000 / CPU_MS)
+    if wanted.metric is HpaMetric.LATENCY:
+        return _saturating_rate(wanted, capacity)
     pods = max(capacity.minimum + 0.9, capacity.maximum * FILL)
     millicores = min(pods * capacity.pod_millicores, capacity.machine_cores * 1000 * MACHINE_SHARE)
     return max(1, min(HPA_RATE[1], math.floor(millicores / cost_ms())))
+
+
+def _saturating_rate(wanted: HpaSettings, capacity: Capacity) -> int:
+    """Return the rate at which the fewest pods are out of CPU; raises UsageError where this machine can't make it."""
+    mend = "ENV=dev or ENV=staging, whose pods have less; or give a rate of your own, as in HPA_RATE=40"
+    if not capacity.limit_millicores:
+        raise UsageError(
+            f"The pods of {wanted.environment} have no CPU limit: their latency rises with nothing but the machine's.",
+            mend,
+        )
+    millicores = capacity.minimum * capacity.limit_millicores * SATURATION
+    if millicores > capacity.machine_cores * 1000 * LATENCY_MACHINE_SHARE:
+        raise UsageError(
+            f"{wanted.environment}'s {capacity.minimum} pods have {millicores / 1000:.1f} CPUs before a request waits; this "
+            f"machine has {capacity.machine_cores:.0f} for everything.",
+            mend,
+        )
+    return max(1, min(HPA_RATE[1], math.ceil(millicores / cost_ms())))
 
 
 def quiet_rate(capacity: Capacity, peak: int) -> int:

@@ -1,38 +1,40 @@
 """Why an autoscaler does not scale: what keeps it, and what mends it.
 
-`collect` reads the facts in a few calls; all else is a pure function of them::
+A pure function of the autoscaler's facts::
 
-    for reason in explain(collect(kube, "staging")):
-        print(reason)  # quota: exceeded quota: demo, … To mend it: raise …
+for reason in explain(collect(kube, "staging")):
+print(reason)  # quota: exceeded quota: demo, … To mend it: raise …
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from typing import Any
 
 from scripts.causes import one_line
-from scripts.kube import Kube, Object, condition
-from scripts.settings import APP_NAME
+from scripts.hpa.autoscaler import (
+    TOLERANCE,
+    UNITS,
+    down_window_s,
+    metric_of,
+    rules,
+    seen,
+    shown,
+    up_window_s,
+)
+from scripts.hpa.facts import EXTERNAL_API, METRICS_API, Facts
+from scripts.kube import Object, condition
+from scripts.settings import APP_NAME, HpaMetric
 from scripts.snapshot import event_time
 
-METRICS_API = "v1beta1.metrics.k8s.io"
-METRICS_NAMESPACE = "kube-system"
-METRICS_SELECTOR = "k8s-app=metrics-server"
-LOG_LINES = 60
 # A pod's first figures: metrics-server needs two looks at it, 10 to 15 s apart, and the autoscaler one of its own.
 FIRST_METRICS_S = 60
-# The controller's --horizontal-pod-autoscaler-tolerance: closer to the target than this it does nothing.
-TOLERANCE = 0.1
-# What the controller takes where the autoscaler gives no window of its own.
-DEFAULT_DOWN_WINDOW_S = 300
 BASE = "flux-cd/applications/_base-app-config"
 OVERLAY = "flux-cd/applications/mock-cluster-aka-namespaces"
+LATENCY_SCALING = "flux-cd/applications/_components/latency-scaling"
+BRING_KEDA = "make hpa-demo HPA_METRIC=latency brings it"
 
 _CERTIFICATE = re.compile(r"x509:|failed to verify certificate|certificate (?:signed by|has expired|is not valid)")
 _SCRAPE_ERROR = re.compile(r'err="((?:[^"\\]|\\.)*)"')
@@ -48,6 +50,10 @@ class Kind(StrEnum):
     KUBELET_CERTIFICATE = "kubelet certificate"
     NO_METRICS = "metrics not there yet"
     NO_CPU_REQUEST = "no CPU request"
+    EXTERNAL_API = "external metrics API absent"
+    SCALED_OBJECT = "ScaledObject not Ready"
+    NO_LATENCY = "latency unknown"
+    TWO_AUTOSCALERS = "two autoscalers"
     QUOTA = "quota"
     UNSCHEDULABLE = "unschedulable"
     NOT_READY = "new pods not ready"
@@ -59,8 +65,8 @@ class Kind(StrEnum):
 
 # Faults: someone has to do something. The others pass by themselves, or are the size that was asked for.
 FAULTS = frozenset(
-    {Kind.TARGET_MISSING, Kind.METRICS_API, Kind.KUBELET_CERTIFICATE, Kind.NO_CPU_REQUEST, Kind.QUOTA,
-     Kind.UNSCHEDULABLE, Kind.OTHER}
+    {Kind.TARGET_MISSING, Kind.METRICS_API, Kind.KUBELET_CERTIFICATE, Kind.NO_CPU_REQUEST, Kind.EXTERNAL_API,
+     Kind.SCALED_OBJECT, Kind.NO_LATENCY, Kind.TWO_AUTOSCALERS, Kind.QUOTA, Kind.UNSCHEDULABLE, Kind.OTHER}
 )  # fmt: skip
 
 
@@ -79,103 +85,6 @@ class Reason:
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.what}" + (f" To mend it: {self.mend}" if self.mend else "")
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The number of pods that the CPU called for at a moment."""
-
-    at: datetime
-    replicas: int
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What tells the state of one autoscaler, as plain data."""
-
-    now: datetime
-    environment: str
-    hpa: Object
-    deployment: Object | None = None
-    pods: tuple[Object, ...] = ()
-    events: tuple[Object, ...] = ()
-    api_service: Object | None = None
-    metrics_pods: tuple[Object, ...] = ()
-    metrics_log: str = ""
-    recommendations: tuple[Recommendation, ...] = ()
-    unread: tuple[str, ...] = field(default=())
-
-
-def collect(kube: Kube, environment: str, recommendations: Sequence[Recommendation] = ()) -> Facts | None:
-    """Read the facts of an environment's autoscaler; None if there is none."""
-    from kubernetes.client import ApiException
-
-    unread: list[str] = []
-
-    def read(path: str, **query: str) -> Object | None:
-        try:
-            return kube.get(path, **query)
-        except ApiException as error:
-            if error.status != 404:
-                unread.append(f"{path} can't be read: {error.reason}")
-            return None
-
-    scaler = f"/apis/autoscaling/v2/namespaces/{environment}/horizontalpodautoscalers/{APP_NAME}"
-    hpa = read(scaler)
-    if hpa is None:
-        return None
-    target = hpa["spec"]["scaleTargetRef"]["name"]
-    deployment = read(f"/apis/apps/v1/namespaces/{environment}/deployments/{target}")
-    events = read(
-        f"/api/v1/namespaces/{environment}/events",
-        fieldSelector=f"involvedObject.kind=HorizontalPodAutoscaler,involvedObject.name={APP_NAME}",
-    )
-    pods: Object | None = None
-    if deployment:
-        labels = deployment["spec"]["selector"].get("matchLabels") or {}
-        selector = ",".join(f"{k}={v}" for k, v in labels.items())
-        pods = read(f"/api/v1/namespaces/{environment}/pods", labelSelector=selector)
-    facts = Facts(
-        now=datetime.now(UTC),
-        environment=environment,
-        hpa=hpa,
-        deployment=deployment,
-        pods=tuple((pods or {}).get("items") or ()),
-        events=tuple((events or {}).get("items") or ()),
-        recommendations=tuple(recommendations),
-        unread=tuple(unread),
-    )
-    return with_metrics_server(kube, facts) if lacks_metrics(hpa) else facts
-
-
-def with_metrics_server(kube: Kube, facts: Facts) -> Facts:
-    """Add what tells why there are no metrics: the API's own state, and what metrics-server says."""
-    from dataclasses import replace
-
-    from kubernetes.client import ApiException
-
-    def read(path: str, **query: str) -> Object | None:
-        try:
-            return kube.get(path, **query)
-        except ApiException:
-            return None
-
-    service = read(f"/apis/apiregistration.k8s.io/v1/apiservices/{METRICS_API}")
-    pods = (read(f"/api/v1/namespaces/{METRICS_NAMESPACE}/pods", labelSelector=METRICS_SELECTOR) or {}).get("items")
-    log = ""
-    for pod in pods or ():
-        path = f"/api/v1/namespaces/{METRICS_NAMESPACE}/pods/{pod['metadata']['name']}/log"
-        try:
-            log += kube.get_text(path, tailLines=LOG_LINES)
-        except ApiException:
-            continue  # it has no log yet
-    return replace(facts, api_service=service, metrics_pods=tuple(pods or ()), metrics_log=log)
-
-
-def lacks_metrics(hpa: Object) -> bool:
-    """Whether the autoscaler says that it gets no metrics."""
-    active = condition(hpa, "ScalingActive")
-    return active.get("status") == "False" and active.get("reason") != "ScalingDisabled"
 
 
 def explain(facts: Facts) -> list[Reason]:
@@ -214,6 +123,14 @@ def _inactive(facts: Facts, active: Object) -> Reason:
         return Reason(
             Kind.DISABLED, "its target was set to 0 replicas.", f"kubectl -n {facts.environment} scale … --replicas=1"
         )
+    if reason == "AmbiguousSelector":
+        return Reason(
+            Kind.TWO_AUTOSCALERS,
+            f"another HorizontalPodAutoscaler has the same pods, so neither does anything ({one_line(message, 160)}).",
+            f"kubectl -n {facts.environment} get hpa shows both: take one away",
+        )
+    if metric_of(facts.hpa) is HpaMetric.LATENCY:
+        return _latency_missing(facts, message)
     if "missing request for cpu" in message:
         container = re.search(r"in container (\S+)", message)
         of = f"container {container[1]}" if container else "a container"
@@ -260,6 +177,52 @@ def _metrics_missing(facts: Facts, message: str) -> Reason:
         Kind.NO_METRICS,
         f"the metrics API answers, but the CPU of {facts.environment}'s pods is <unknown> ({one_line(message, 200)}).",
         "make status: pods that are not ready have no figures",
+    )
+
+
+def _latency_missing(facts: Facts, message: str) -> Reason:
+    """Return why there is no latency: from KEDA's API down to the query that it asks Prometheus."""
+    if facts.api_service is None:
+        return Reason(Kind.EXTERNAL_API, f"the cluster has no API {EXTERNAL_API}: there is no KEDA.", f"{BRING_KEDA}")
+    if not _is_available(facts.api_service):
+        why = condition(facts.api_service, "Available").get("message") or "it has not answered yet"
+        ready = sum(1 for pod in facts.metrics_pods if condition(pod).get("status") == "True")
+        return Reason(
+            Kind.EXTERNAL_API,
+            f"the external metrics API does not answer ({one_line(why, 160)}); {ready} of {len(facts.metrics_pods)} of "
+            "KEDA's pods are ready.",
+            "`make status` says why a pod of KEDA's is not ready",
+        )
+    if facts.scaled_object is None:
+        return Reason(
+            Kind.SCALED_OBJECT,
+            f"there is no ScaledObject {APP_NAME} in {facts.environment}, which says what its latency is.",
+            f"make reconcile, if it was deleted by hand ({LATENCY_SCALING})",
+        )
+    told = max(facts.trigger_events, key=event_time, default={}).get("message") or ""
+    if "is empty" in told:
+        return Reason(
+            Kind.NO_LATENCY,
+            f"Prometheus has no data of {facts.environment}'s histogram: the query's result is empty.",
+            "wait for the first two scrapes; then: does Prometheus scrape it (its page of targets)? "
+            f"the query stands in {LATENCY_SCALING}/scaledobject.yaml",
+        )
+    if told:
+        return Reason(
+            Kind.NO_LATENCY,
+            f"KEDA can't ask Prometheus ({one_line(told, 200)}).",
+            "make status: does Prometheus run? network policies of keda and monitoring have to let KEDA ask it",
+        )
+    ready_condition = condition(facts.scaled_object)
+    if ready_condition.get("status") != "True":
+        why = ready_condition.get("message") or "KEDA has not looked at it yet"
+        return Reason(
+            Kind.SCALED_OBJECT, f"{one_line(str(why), 200)}.", f"mend {LATENCY_SCALING}, or look at keda-operator's log"
+        )
+    return Reason(
+        Kind.NO_LATENCY,
+        f"the external metrics API answers, but the p95 is <unknown> ({one_line(message, 200)}).",
+        "look at keda-operator's log",
     )
 
 
@@ -318,7 +281,7 @@ def _limited(facts: Facts) -> list[Reason]:
         found.append(_stabilising(facts, down=able["reason"] == "ScaleDownStabilized"))
     elif limited.get("status") == "True" and limited.get("reason") in ("ScaleDownLimit", "ScaleUpLimit"):
         down = limited["reason"] == "ScaleDownLimit"
-        policies = _rules(facts.hpa, down).get("policies") or []
+        policies = rules(facts.hpa, down).get("policies") or []
         steps = " or ".join(
             f"{p['value']}{' %' if p['type'] == 'Percent' else ' pod' if p['value'] == 1 else ' pods'} in "
             f"{p['periodSeconds']} s"
@@ -333,15 +296,20 @@ def _limited(facts: Facts) -> list[Reason]:
 def _at_maximum(facts: Facts) -> list[Reason]:
     """At the maximum with more load than it can carry; the condition says so only where it is asked for still more."""
     spec, status = facts.hpa["spec"], facts.hpa.get("status") or {}
-    percent, target = cpu_percent(facts.hpa), target_percent(facts.hpa)
-    if (status.get("currentReplicas") or 0) < spec["maxReplicas"] or percent is None or not target:
+    value, target = seen(facts.hpa)
+    if (status.get("currentReplicas") or 0) < spec["maxReplicas"] or value is None or not target:
         return []
-    return [_maximum_reason(facts)] if percent > target * (1 + TOLERANCE) else []
+    return [_maximum_reason(facts)] if value > target * (1 + TOLERANCE) else []
 
 
 def _maximum_reason(facts: Facts) -> Reason:
-    percent, target = cpu_percent(facts.hpa), target_percent(facts.hpa)
-    load = "" if percent is None else f", with CPU at {percent} % of the request where {target} % is the target"
+    metric, (value, target) = metric_of(facts.hpa), seen(facts.hpa)
+    what = "CPU at {} of the request" if metric is HpaMetric.CPU else "a p95 of {}"
+    load = (
+        ""
+        if value is None
+        else f", with {what.format(shown(metric, value))} where {target:.0f} {UNITS[metric]} is the target"
+    )
     return Reason(
         Kind.AT_MAXIMUM,
         f"it has its {facts.hpa['spec']['maxReplicas']} pods{load}.",
@@ -394,50 +362,3 @@ def _size(event: Object) -> int | None:
     """Return the size that a rescale event tells."""
     found = re.match(r"New size: (\d+);", str(event.get("message") or ""))
     return int(found[1]) if found else None
-
-
-def _rules(hpa: Object, down: bool) -> Object:
-    rules: Object = (hpa["spec"].get("behavior") or {}).get("scaleDown" if down else "scaleUp") or {}
-    return rules
-
-
-def down_window_s(hpa: Object) -> int:
-    """Return how long a lower number of pods has to be called for before the autoscaler scales in."""
-    window: Any = _rules(hpa, True).get("stabilizationWindowSeconds")
-    return DEFAULT_DOWN_WINDOW_S if window is None else int(window)
-
-
-def up_window_s(hpa: Object) -> int:
-    """Return how long a higher number of pods has to be called for before the autoscaler scales out."""
-    return int(_rules(hpa, False).get("stabilizationWindowSeconds") or 0)
-
-
-def _cpu(metrics: Iterable[Object]) -> Object:
-    return next((m["resource"] for m in metrics if (m.get("resource") or {}).get("name") == "cpu"), {})
-
-
-def cpu_percent(hpa: Object) -> int | None:
-    """Return the CPU that the autoscaler saw, in percent of the request; None while it is unknown."""
-    percent = _cpu((hpa.get("status") or {}).get("currentMetrics") or []).get("current", {}).get("averageUtilization")
-    return None if percent is None else int(percent)
-
-
-def target_percent(hpa: Object) -> int | None:
-    """Return the target in percent of the request; None where it is something else."""
-    percent = _cpu(hpa["spec"].get("metrics") or []).get("target", {}).get("averageUtilization")
-    return None if percent is None else int(percent)
-
-
-def recommend(hpa: Object) -> int | None:
-    """Return the number of pods that the CPU calls for, as the controller reckons; None while the CPU is unknown."""
-    percent, target = cpu_percent(hpa), target_percent(hpa)
-    current = (hpa.get("status") or {}).get("currentReplicas") or 0
-    if percent is None or not target:
-        return None
-    ratio = percent / target
-    return current if abs(1 - ratio) <= TOLERANCE else max(1, math.ceil(ratio * current - 1e-9))
-
-
-def keep_recent(history: Sequence[Recommendation], now: datetime, seconds: float) -> list[Recommendation]:
-    """Return the recommendations that a window of so many seconds can still look back to."""
-    return [r for r in history if now - r.at <= timedelta(seconds=seconds)]

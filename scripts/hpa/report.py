@@ -11,14 +11,16 @@ from typing import Any
 
 from scripts import console, htmlpage
 from scripts.cache import write_atomically
-from scripts.hpa import charts
+from scripts.hpa import charts, histograms
+from scripts.hpa.autoscaler import shown
+from scripts.hpa.histograms import Wish
 from scripts.hpa.live import milliseconds
 from scripts.hpa.model import Check, Recording
 from scripts.hpa.timeline import Summary, by_second, since
-from scripts.settings import ROOT
+from scripts.settings import ROOT, HpaMetric
 
 REPORTS = ROOT / "reports" / "hpa"
-VERSION = 1
+VERSION = 2
 SERIES = "series.json"
 STEPS = (
     ("decision", "load to decision"),
@@ -74,9 +76,25 @@ def figures(recording: Recording, summary: Summary) -> list[tuple[str, str]]:
         ("p95 before the load", milliseconds(summary.level_before_s)),
         ("p95 at its worst (5 s)", milliseconds(summary.p95_worst_s)),
         ("p95 with all pods Ready", milliseconds(summary.p95_after_s)),
+        *_histograms(recording, summary),
         ("CPU of the generator", f"{recording.generator_cores:.2f} of {recording.plan.capacity.machine_cores:.0f}"),
         ("nodes", ", ".join(summary.nodes) or "-"),
     ]
+    return rows
+
+
+def _histograms(recording: Recording, summary: Summary) -> list[tuple[str, str]]:
+    """Return what both histograms would have called for, where a latency was followed or requests failed."""
+    if not charts.tells_of_histograms(recording):
+        return []
+    target = shown(HpaMetric.LATENCY, summary.replay.query.target_ms)
+    rows = []
+    for name, wishes in (("every request", summary.replay.every), ("failed requests only", summary.replay.failed_only)):
+        most = histograms.highest(wishes)
+        blind = f", nothing to tell by for {histograms.blind_s(wishes):.0f} s"
+        rows.append(
+            (f"a p95 of {name}, {target} being the target", f"at most {'-' if most is None else most} pods{blind}")
+        )
     return rows
 
 
@@ -100,7 +118,9 @@ def as_data(recording: Recording, summary: Summary) -> dict[str, Any]:
         "run": {
             "environment": plan.wanted.environment,
             "profile": str(plan.wanted.profile),
-            "metric": plan.metric,
+            "metric": str(plan.metric),
+            "target_ms": plan.target_ms,
+            "fail_rate": plan.wanted.fail_rate,
             "duration_s": plan.wanted.duration_s,
             "target": plan.target,
             "path": plan.path,
@@ -135,6 +155,18 @@ def as_data(recording: Recording, summary: Summary) -> dict[str, Any]:
             "highest_ready": summary.highest_ready,
             "highest_desired": summary.highest_desired,
         },
+        "histograms": {
+            "target_ms": summary.replay.query.target_ms,
+            "window_s": summary.replay.query.window_s,
+            **{
+                name: {
+                    "highest": histograms.highest(wishes),
+                    "blind_s": histograms.blind_s(wishes),
+                    "wishes": [{"t": t(w.at), **{k: v for k, v in asdict(w).items() if k != "at"}} for w in wishes],
+                }
+                for name, wishes in _by_name(summary)
+            },
+        },
         "generator_cores": round(recording.generator_cores, 3),
         "obstacles": list(recording.obstacles),
         "notes": list(recording.notes),
@@ -154,6 +186,10 @@ def as_data(recording: Recording, summary: Summary) -> dict[str, Any]:
             for p in recording.pods
         ],
     }  # fmt: skip
+
+
+def _by_name(summary: Summary) -> tuple[tuple[str, Sequence[Wish]], ...]:
+    return ("every", summary.replay.every), ("failed_only", summary.replay.failed_only)
 
 
 def _iso(moment: float) -> str:
@@ -185,8 +221,15 @@ def _setting(recording: Recording) -> str:
     plan, capacity = recording.plan, recording.plan.capacity
     return (
         f"{plan.peak} requests/s at the peak to {plan.path}; {plan.target} of {capacity.minimum} to {capacity.maximum} pods "
-        f"with {capacity.request_millicores:.0f}m each, target {capacity.target_percent} %"
+        f"with {capacity.request_millicores:.0f}m each, target {_target(recording)}"
     )
+
+
+def _target(recording: Recording) -> str:
+    plan = recording.plan
+    if plan.target_ms is None:
+        return f"{plan.capacity.target_percent} % of it"
+    return f"a p95 of {shown(plan.metric, plan.target_ms)}"
 
 
 def page(recording: Recording, summary: Summary, pictures: Sequence[Path]) -> str:

@@ -16,19 +16,25 @@ from typing import Any
 from scripts import console
 from scripts.causes import one_line
 from scripts.errors import LabError
-from scripts.hpa import reasons
+from scripts.hpa import autoscaler, facts, reasons
+from scripts.hpa.autoscaler import Recommendation
+from scripts.hpa.facts import Facts
 from scripts.hpa.model import Event, PodLife, PodView, Sample
-from scripts.hpa.reasons import Facts, Reason, Recommendation
+from scripts.hpa.reasons import Reason
 from scripts.kube import Kube, Object, condition
-from scripts.settings import APP_NAME
+from scripts.settings import APP_NAME, HpaMetric
 from scripts.snapshot import event_time
 
 WATCH_S = 60
 RETRY_S = 1.0
 METRICS_EVERY_S = 2.0
 METRICS_GROUP = ("metrics.k8s.io", "v1beta1")
-# metrics-server is asked why there are no metrics no more often than this: it reads logs.
-METRICS_SERVER_EVERY_S = 10.0
+EXTERNAL_GROUP = ("external.metrics.k8s.io", "v1beta1")
+# How KEDA names the first trigger of a ScaledObject, and how it is asked for it.
+LATENCY_METRIC = "s0-prometheus"
+LATENCY_SELECTOR = f"scaledobject.keda.sh/name={APP_NAME}"
+# Why there are no metrics is asked no more often than this: it takes several calls, logs among them.
+METRICS_SOURCE_EVERY_S = 10.0
 HISTORY_S = 900
 FRESH_S = 3.0
 MAX_WHY = 160
@@ -52,21 +58,23 @@ class Sampler:
         labels = deployment["spec"]["selector"].get("matchLabels") or {}
         self._pod_selector = ",".join(f"{k}={v}" for k, v in labels.items())
         by_name = {"field_selector": f"metadata.name={deployment['metadata']['name']}"}
-        about = f"involvedObject.kind=HorizontalPodAutoscaler,involvedObject.name={APP_NAME}"
+        self._name = str(hpa["metadata"]["name"])
+        self._metric = autoscaler.metric_of(hpa)
         scalers = kube.autoscaling.list_namespaced_horizontal_pod_autoscaler
         self._watched = (
-            Watched("hpa", scalers, {"field_selector": f"metadata.name={APP_NAME}"}),
+            Watched("hpa", scalers, {"field_selector": f"metadata.name={self._name}"}),
             Watched("deployment", kube.apps.list_namespaced_deployment, by_name),
             Watched("pod", kube.core.list_namespaced_pod, {"label_selector": self._pod_selector}),
-            Watched("event", kube.core.list_namespaced_event, {"field_selector": about}),
+            Watched("event", kube.core.list_namespaced_event, {"field_selector": facts.about(hpa)}),
         )
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._started = time.time()
         self._objects: dict[str, dict[str, Object]] = {w.kind: {} for w in self._watched}
-        self._objects["hpa"][APP_NAME] = hpa
+        self._objects["hpa"][self._name] = hpa
         self._objects["deployment"][deployment["metadata"]["name"]] = deployment
         self._usage: dict[str, float] = {}
+        self._latency_ms: float | None = None
         self._events: dict[tuple[str, int], Event] = {}
         self._lives: dict[str, PodLife] = {}
         self._recommendations: list[Recommendation] = []
@@ -126,9 +134,23 @@ class Sampler:
                 if isinstance(error, ApiException):
                     self._heard = time.monotonic()
                 self._note("the metrics API did not answer", error)
+            latency_ms = self._measure_latency() if self._metric is HpaMetric.LATENCY else None
             with self._lock:
-                self._usage = usage
+                self._usage, self._latency_ms = usage, latency_ms
             self._stop.wait(METRICS_EVERY_S)
+
+    def _measure_latency(self) -> float | None:
+        from kubernetes.client import ApiException
+
+        try:
+            found = self._kube.call(
+                self._kube.custom.list_namespaced_custom_object, *EXTERNAL_GROUP, self._environment, LATENCY_METRIC,
+                label_selector=LATENCY_SELECTOR,
+            )  # fmt: skip
+        except (ApiException, LabError) as error:
+            self._note("the external metrics API did not answer", error)
+            return None
+        return next((autoscaler.number(item["value"]) for item in found["items"]), None)
 
     def replace(self, kind: str, things: Iterable[Object]) -> None:
         """Take a whole list: what is not in it is gone."""
@@ -189,11 +211,16 @@ class Sampler:
         self._lives[name] = life
 
     def _take_hpa(self, hpa: Object) -> None:
-        wanted = reasons.recommend(hpa)
+        wanted = autoscaler.recommend(hpa, self._ready())
         if wanted is not None:
             moment = datetime.now(UTC)
-            kept = reasons.keep_recent(self._recommendations, moment, HISTORY_S)
+            kept = autoscaler.keep_recent(self._recommendations, moment, HISTORY_S)
             self._recommendations = [*kept, Recommendation(moment, wanted)]
+
+    def _ready(self) -> int | None:
+        deployment: Object = next(iter(self._objects["deployment"].values()), {})
+        ready = (deployment.get("status") or {}).get("readyReplicas")
+        return None if ready is None else int(ready)
 
     def _note(self, trouble: str, error: Exception) -> None:
         why = one_line(_why(error), MAX_WHY)
@@ -210,15 +237,17 @@ class Sampler:
             hpa: Object = next(iter(self._objects["hpa"].values()), {"spec": {}, "metadata": {}})
             deployment: Object = next(iter(self._objects["deployment"].values()), {})
             pods = list(self._objects["pod"].values())
-            usage = dict(self._usage)
+            usage, latency_ms = dict(self._usage), self._latency_ms
         status, scaled = hpa.get("status") or {}, deployment.get("status") or {}
         return Sample(
             at=time.time(),
             desired=int(status.get("desiredReplicas") or 0),
             current=int(deployment.get("spec", {}).get("replicas") or 0),
             ready=int(scaled.get("readyReplicas") or 0),
-            hpa_cpu_percent=reasons.cpu_percent(hpa),
+            hpa_cpu_percent=autoscaler.cpu_percent(hpa),
             cpu_percent=percent_of_requests(pods, usage),
+            hpa_latency_ms=autoscaler.latency_ms(hpa),
+            latency_ms=latency_ms,
             pods=tuple(sorted((view_of(p, usage) for p in pods), key=lambda p: p.name)),
             conditions=tuple(
                 f"{c['type']}={c['status']} {c.get('reason', '')}".strip() for c in status.get("conditions") or []
@@ -234,19 +263,20 @@ class Sampler:
             history = tuple(self._recommendations)
         if hpa is None:
             return [Reason(reasons.Kind.OTHER, "its HorizontalPodAutoscaler is gone.", "make reconcile")]
-        facts = Facts(
+        known = Facts(
             now=datetime.now(UTC), environment=self._environment, hpa=hpa, deployment=deployment, pods=pods,
             events=events, recommendations=history,
         )  # fmt: skip
-        if reasons.lacks_metrics(hpa):
-            if self._metrics_facts is None or time.monotonic() - self._metrics_facts_at > METRICS_SERVER_EVERY_S:
-                self._metrics_facts = reasons.with_metrics_server(self._kube, facts)
+        if autoscaler.lacks_metrics(hpa):
+            if self._metrics_facts is None or time.monotonic() - self._metrics_facts_at > METRICS_SOURCE_EVERY_S:
+                self._metrics_facts = facts.with_metrics_source(self._kube, known)
                 self._metrics_facts_at = time.monotonic()
             told = self._metrics_facts
-            facts = replace(
-                facts, api_service=told.api_service, metrics_pods=told.metrics_pods, metrics_log=told.metrics_log
-            )
-        return reasons.explain(facts)
+            known = replace(
+                known, api_service=told.api_service, metrics_pods=told.metrics_pods, metrics_log=told.metrics_log,
+                scaled_object=told.scaled_object, trigger_events=told.trigger_events,
+            )  # fmt: skip
+        return reasons.explain(known)
 
     def events(self) -> tuple[Event, ...]:
         """Return the autoscaler's events of this run, oldest first."""
@@ -283,9 +313,7 @@ def _why(error: Exception) -> str:
 
 def millicores(quantity: str) -> float:
     """Return a CPU quantity in thousandths of a core."""
-    from kubernetes.utils import quantity as quantities
-
-    return float(quantities.parse_quantity(quantity)) * 1000  # type: ignore[no-untyped-call]
+    return autoscaler.number(quantity) * 1000
 
 
 def usage_of(metrics: Object) -> float:
@@ -297,6 +325,12 @@ def request_of(pod: Object) -> float:
     """Return the CPU that a pod asks for, in thousandths of a core; 0 if a container asks for none."""
     asked = [(c.get("resources", {}).get("requests") or {}).get("cpu") for c in pod["spec"].get("containers") or []]
     return sum(millicores(a) for a in asked if a) if all(asked) else 0.0
+
+
+def limit_of(pod: Object) -> float:
+    """Return the CPU that a pod's limits leave it, in thousandths of a core; 0 if a container has none."""
+    given = [(c.get("resources", {}).get("limits") or {}).get("cpu") for c in pod["spec"].get("containers") or []]
+    return sum(millicores(g) for g in given if g) if all(given) else 0.0
 
 
 def percent_of_requests(pods: Iterable[Object], usage: dict[str, float]) -> float | None:

@@ -6,19 +6,27 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from scripts.hpa import histograms
+from scripts.hpa.autoscaler import shown
+from scripts.hpa.histograms import Replay
 from scripts.hpa.model import Answer, Check, Moments, Recording, Sample
-from scripts.settings import Profile
+from scripts.settings import HpaMetric, Profile
 
 # Latency is "back" when its p95 over a window is no more than this much above the level before, and stays for a while.
 LEVEL_TOLERANCE = 1.2
 WINDOW_S = 5.0
 STAYS_S = 5.0
+# What the application answers when it fails on purpose.
+ON_PURPOSE = 500
 # A generator that sends less than this share of what was due shows another load than it was asked for.
 RATE_KEPT = 0.98
 # Late by more than this, what is measured is the generator's machine.
 LATE_S = 0.1
 READY_GOAL_S = 45.0
-MINIMUM_GOAL_S = 90.0
+# A latency is one of the last 45 s, which a CPU figure is not.
+MINIMUM_GOAL_S = {HpaMetric.CPU: 90.0, HpaMetric.LATENCY: 150.0}
+# So many standard deviations may the share of failures be off what was asked for.
+SIGMAS = 4.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class Summary:
     p95_worst_s: float | None
     p95_after_s: float | None
     nodes: tuple[str, ...]
+    replay: Replay
 
     @property
     def ok(self) -> bool:
@@ -115,6 +124,7 @@ def summarise(recording: Recording) -> Summary:
         p95_worst_s=max(windows, default=None),
         p95_after_s=percentile([a.latency_s for a in settled], 0.95),
         nodes=tuple(sorted({p.node for p in recording.pods if p.node})),
+        replay=histograms.replay(recording),
     )
     return _with_checks(recording, summary)
 
@@ -223,16 +233,23 @@ def _with_checks(recording: Recording, summary: Summary) -> Summary:
         checks.append(Check("the cluster answered", False, "it stopped to, which ended the run: make status"))
     if plan.wanted.wait_scale_in and not (recording.interrupted or recording.lost):
         checks.append(_back_at_minimum(recording, summary))
-    words = f": {'; '.join(summary.errors[:3])}" if summary.errors else ""
-    checks.append(
-        Check(
-            "no failed request",
-            summary.failed == 0 and summary.requests > 0,
-            f"{summary.failed} of {summary.requests} requests failed{words}",
-        )
-    )
-    checks.append(_rate_kept(recording, summary))
+    checks += [_failures(recording, summary), _rate_kept(recording, summary)]
     return replace(summary, checks=tuple(checks))
+
+
+def _failures(recording: Recording, summary: Summary) -> Check:
+    wanted = recording.plan.wanted.fail_rate
+    words = f": {'; '.join(summary.errors[:3])}" if summary.errors else ""
+    told = f"{summary.failed} of {summary.requests} requests failed"
+    if not wanted:
+        return Check("no failed request", summary.failed == 0 and summary.requests > 0, f"{told}{words}")
+    # The application answers 500 on purpose; whatever else fails, fails.
+    others = sum(1 for a in recording.answers if not a.ok and a.code != ON_PURPOSE)
+    share = (summary.failed - others) / summary.requests if summary.requests else 0.0
+    off = SIGMAS * math.sqrt(wanted * (1 - wanted) / max(1, summary.requests))
+    as_asked = summary.requests > 0 and abs(share - wanted) <= off
+    detail = f"{told}, {share:.1%} on purpose where {wanted:.1%} was asked for, {others} otherwise"
+    return Check("no request failed but on purpose", as_asked and others == 0, detail + (words if others else ""))
 
 
 def _scaled_out(recording: Recording, summary: Summary) -> Check:
@@ -253,13 +270,22 @@ def _back_at_minimum(recording: Recording, summary: Summary) -> Check:
         return Check("back at its minimum", False, f"not back at {minimum} pods")
     if max(s.current for s in recording.samples) <= minimum:
         return Check("back at its minimum", True, "it never left it")
-    return Check("back at its minimum", True, f"{took:.0f} s after the load ({goal(took, MINIMUM_GOAL_S)})")
+    return Check(
+        "back at its minimum",
+        True,
+        f"{took:.0f} s after the load ({goal(took, MINIMUM_GOAL_S[recording.plan.metric])})",
+    )
 
 
 def why_not(recording: Recording) -> str:
     """Return why no pod was added: what was found in its way, or that the load did not call for it."""
     if recording.obstacles:
         return "; ".join(recording.obstacles)
+    metric, aim = recording.plan.metric, recording.plan.target_ms
+    if metric is HpaMetric.LATENCY:
+        met = [s.hpa_latency_ms for s in recording.samples if s.hpa_latency_ms is not None]
+        worst = shown(metric, max(met, default=None))
+        return f"the p95 reached {worst}, the target is {shown(metric, aim)}: more load or more time"
     seen = [s.hpa_cpu_percent for s in recording.samples if s.hpa_cpu_percent is not None]
     target = recording.plan.capacity.target_percent
     return f"the CPU reached {max(seen, default=0)} % of the request, the target is {target} %: more load or more time"

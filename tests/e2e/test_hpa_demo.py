@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from scripts import bench, deploy, load
-from scripts.hpa import reasons
+from scripts.hpa import facts, reasons
 from scripts.hpa.reasons import Kind
 from scripts.hpa.report import REPORTS, SERIES
 from scripts.process import run
@@ -50,9 +50,9 @@ def patch(kube, namespace: str, what: tuple[str, str], change: object) -> None:
 
 
 def found(kube, environment: str) -> list[reasons.Reason]:
-    facts = reasons.collect(kube, environment)
-    assert facts is not None
-    return reasons.explain(facts)
+    known = facts.collect(kube, environment)
+    assert known is not None
+    return reasons.explain(known)
 
 
 def wait_until_found(kube, environment: str, kind: Kind, timeout_s: float = 60) -> None:
@@ -141,7 +141,7 @@ def require_status_tells(kube, make, broken: Break, timeout_s: float = 60) -> No
 
 def test_without_the_metrics_api_status_says_so_and_a_demo_is_refused(kube, settings, make):
     with on_hold(kube, settings, "metrics-server-sync"):
-        kube.kubectl("delete", "apiservice", reasons.METRICS_API)
+        kube.kubectl("delete", "apiservice", facts.METRICS_API)
         wait_until_found(kube, "dev", Kind.METRICS_API)
         result = make("hpa-status", ENV="dev")
         demo = make("hpa-demo", ENV="dev")
@@ -305,14 +305,14 @@ def test_an_autoscaler_at_its_maximum_says_so(kube, settings, make):
 
 @pytest.mark.long
 def test_kubelet_certificates_that_metrics_server_does_not_trust_are_named(kube, settings, make):
-    server = kube.to_dict(kube.call(kube.apps.read_namespaced_deployment, "metrics-server", reasons.METRICS_NAMESPACE))
+    server = kube.to_dict(kube.call(kube.apps.read_namespaced_deployment, "metrics-server", facts.METRICS_NAMESPACE))
     args = server["spec"]["template"]["spec"]["containers"][0]["args"]
     index = args.index("--kubelet-insecure-tls")
     where = "/spec/template/spec/containers/0/args"
     # With a rolling update the old pod would go on serving.
     recreate = [{"op": "replace", "path": "/spec/strategy", "value": {"type": "Recreate"}}]
     broken = Break(
-        Kind.KUBELET_CERTIFICATE, reasons.METRICS_NAMESPACE, METRICS_SERVER,
+        Kind.KUBELET_CERTIFICATE, facts.METRICS_NAMESPACE, METRICS_SERVER,
         [*recreate, {"op": "remove", "path": f"{where}/{index}"}],
         [
             {"op": "replace", "path": "/spec/strategy", "value": server["spec"]["strategy"]},

@@ -9,7 +9,7 @@ import pytest
 
 from scripts import flux, load
 from scripts.git import environment_branch
-from scripts.hpa import reasons as hpa_reasons
+from scripts.hpa import autoscaler
 from scripts.settings import APP_NAME, EDGE_NAMESPACE, Edge
 from scripts.waiting import wait_for
 
@@ -151,7 +151,7 @@ def test_replicas_survive_a_reconcile_under_load(settings, kube, make):
     def still_growing() -> list[str]:
         # three replicas left over from an earlier test would be scaled in meanwhile, with no reconcile to blame
         hpa = kube.to_dict(kube.call(kube.autoscaling.read_namespaced_horizontal_pod_autoscaler, APP_NAME, "staging"))
-        percent, target, wanted = hpa_reasons.cpu_percent(hpa), hpa_reasons.target_percent(hpa), replicas()
+        percent, target, wanted = autoscaler.cpu_percent(hpa), autoscaler.target_percent(hpa), replicas()
         if wanted >= 3 and percent is not None and target is not None and percent > target:
             return []
         return [f"{wanted} replicas at {percent} % of {target} %"]

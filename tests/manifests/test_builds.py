@@ -6,7 +6,7 @@ import pytest
 
 from scripts.settings import FLUX_CD
 from tests.manifests.conftest import Build, Tree, load_file
-from tests.manifests.paths import ROOTS
+from tests.manifests.paths import KEDA, ROOTS
 
 FOLDERS = sorted(p.parent for p in FLUX_CD.rglob("kustomization.yaml") if load_file(p)["kind"] == "Kustomization")
 # Read by people, by tests or by another folder's kustomization, not by their own.
@@ -31,7 +31,7 @@ def test_every_file_is_listed_in_its_kustomization(folder: Path) -> None:
     assert present == {r for r in listed if "/" not in r and r.endswith(".yaml")}
 
 
-@pytest.mark.parametrize("folder", ROOTS, ids=name)
+@pytest.mark.parametrize("folder", [*ROOTS, KEDA], ids=name)
 def test_two_builds_are_byte_identical(folder: Path, build: Build, render: Callable[[Path], Tree]) -> None:
     assert build(folder) == render(folder).text
 
@@ -39,13 +39,13 @@ def test_two_builds_are_byte_identical(folder: Path, build: Build, render: Calla
 def test_no_object_belongs_to_two_kustomizations(render: Callable[[Path], Tree]) -> None:
     owners = Counter(
         (o["apiVersion"].partition("/")[0], o["kind"], o["metadata"].get("namespace", ""), o["metadata"]["name"])
-        for root in ROOTS
+        for root in (*ROOTS, KEDA)
         for o in render(root).objects
     )
     assert [key for key, count in owners.items() if count > 1] == []
 
 
-@pytest.mark.parametrize("folder", ROOTS, ids=name)
+@pytest.mark.parametrize("folder", [*ROOTS, KEDA], ids=name)
 def test_every_object_says_what_it_is_part_of(folder: Path, render: Callable[[Path], Tree]) -> None:
     assert [
         o["metadata"]["name"]

@@ -11,7 +11,7 @@ import yaml
 from scripts import versions
 from scripts.settings import EDGE_NAMESPACE, EDGE_NODE_PORT, REGISTRY_IN_CLUSTER
 from tests.manifests.conftest import Object, Tree, load_file
-from tests.manifests.paths import CRD_FOLDERS, EDGE, FOUNDATION, METRICS_SERVER, ROOTS
+from tests.manifests.paths import CRD_FOLDERS, EDGE, FOUNDATION, KEDA, METRICS_SERVER, ROOTS
 from tests.manifests.podsecurity import violations
 from tests.manifests.quantities import number
 
@@ -69,7 +69,7 @@ def test_every_image_is_one_of_the_pinned(
 ) -> None:
     used = {
         c["image"]
-        for root in ROOTS
+        for root in (*ROOTS, KEDA)
         for pod in pod_specs(render(root))
         for c in [*pod["containers"], *pod.get("initContainers", [])]
     }
@@ -93,7 +93,7 @@ def test_envoy_is_the_wheels_version() -> None:
     assert found.images["envoy"].tag == f"distroless-{found.envoy_wheel.version}"
 
 
-@pytest.mark.parametrize("root", [METRICS_SERVER, EDGE], ids=lambda p: p.name)
+@pytest.mark.parametrize("root", [METRICS_SERVER, EDGE, KEDA], ids=lambda p: p.name)
 def test_platform_pods_are_restricted_bounded_and_have_requests(root: Path, render: Callable[[Path], Tree]) -> None:
     pods = pod_specs(render(root))
     assert pods

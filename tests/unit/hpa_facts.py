@@ -6,10 +6,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from scripts.hpa.facts import Facts
 from scripts.hpa.model import Answer, Event, Plan, PodLife, PodView, Recording, Sample
 from scripts.hpa.profile import Capacity, stages
-from scripts.hpa.reasons import Facts
-from scripts.settings import HpaSettings, Profile
+from scripts.settings import HpaMetric, HpaSettings, Profile
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 BEGAN = 1_000_000.0
@@ -64,6 +64,17 @@ def hpa(*conditions: dict[str, Any], percent: int | None = 40, current: int = 2,
     }  # fmt: skip
 
 
+def latency_hpa(*conditions: dict[str, Any], ms: float | None = 100, target: int = 150, **more: Any) -> dict[str, Any]:
+    """Return the autoscaler that KEDA makes: as `hpa`, on the external metric."""
+    metric = {"name": "s0-prometheus", "selector": {"matchLabels": {"scaledobject.keda.sh/name": "demo-app"}}}
+    wanted = {"type": "External", "external": {"metric": metric, "target": {"type": "Value", "value": str(target)}}}
+    made = hpa(*conditions, metrics=[wanted], **more)
+    made["metadata"]["name"] = "keda-hpa-demo-app"
+    found = {"metric": metric, "current": {"value": f"{round((ms or 0) * 1000)}m"}}
+    made["status"]["currentMetrics"] = [{"type": ""}] if ms is None else [{"type": "External", "external": found}]
+    return made
+
+
 def deployment(*conditions: dict[str, Any], replicas: int = 2, ready: int = 2) -> dict[str, Any]:
     return {
         "metadata": {"name": "demo-app", "namespace": "staging"},
@@ -80,7 +91,15 @@ def pod(name: str = "demo-app-1-a", *conditions: dict[str, Any], ready: bool = T
         "metadata": meta,
         "spec": {
             "nodeName": more.get("node", "lab-worker"),
-            "containers": [{"name": "app", "resources": {"requests": {"cpu": more.get("cpu", "100m")}}}],
+            "containers": [
+                {
+                    "name": "app",
+                    "resources": {
+                        "requests": {"cpu": more.get("cpu", "100m")},
+                        **({"limits": {"cpu": more["limit"]}} if "limit" in more else {}),
+                    },
+                }
+            ],
         },
         "status": {"phase": more.get("phase", "Running"), "conditions": [cond("Ready", str(ready)), *conditions]},
     }
@@ -112,6 +131,26 @@ def answers(start: float, end: float, rate: int, latency_s: float, code: int = 2
 def sample(t: float, desired: int, ready: int, current: int | None = None, cpu: int | None = 50) -> Sample:
     pods = tuple(PodView(f"demo-app-1-{i}", f"worker{i % 2}", "Ready") for i in range(ready))
     return Sample(BEGAN + t, desired, desired if current is None else current, ready, cpu, float(cpu or 0), pods)
+
+
+LATENCY_PLAN = replace(PLAN, wanted=replace(WANTED, metric=HpaMetric.LATENCY, fail_rate=0.05), target_ms=150)
+
+
+def latency_recording(**more: Any) -> Recording:
+    """Return the same run on latency, under failures: every twentieth request fails on purpose, at no other cost."""
+    good = recording()
+    loaded = [replace(a, code=500, error="500 Broken") if i % 20 == 7 else a for i, a in enumerate(good.during)]
+    samples = [
+        replace(s, hpa_cpu_percent=None, hpa_latency_ms=290.0 if s.ready < s.desired else 60.0, latency_ms=61.0)
+        for s in good.samples
+    ]
+    before, after = (
+        tuple(replace(a, code=500) if i % 20 == 3 else a for i, a in enumerate(x)) for x in (good.before, good.after)
+    )
+    made: dict[str, Any] = {
+        "plan": LATENCY_PLAN, "before": before, "during": tuple(loaded), "after": after, "samples": tuple(samples),
+    }  # fmt: skip
+    return replace(good, **made | more)
 
 
 def recording(**more: Any) -> Recording:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.client import ApiException
 
 from scripts.endpoints import EndpointResult
 from scripts.errors import LabError, NotReadyError
@@ -18,8 +19,8 @@ from scripts.hpa.model import Event, Phase, PodLife, PodView, Sample
 from scripts.hpa.profile import Capacity, Stage
 from scripts.hpa.reasons import Kind, Reason
 from scripts.hpa.timeline import summarise
-from scripts.settings import Edge, HpaSettings, Settings
-from tests.unit.hpa_facts import PLAN, WANTED, cond, deployment, facts, hpa, recording
+from scripts.settings import Edge, HpaMetric, HpaSettings, Settings
+from tests.unit.hpa_facts import PLAN, WANTED, cond, deployment, facts, hpa, latency_hpa, pod, recording
 from tests.unit.test_hpa_generator import FAKE
 
 # --- what is refused
@@ -30,9 +31,10 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A lab in which all is well; what is put into the dictionary is what is found."""
     found: dict[str, Any] = {"facts": facts(), "answer": EndpointResult("staging", "/work", True, 200, 0.01, "")}
     monkeypatch.setattr(demo, "lab_kube", lambda _: found.get("kube"))
-    monkeypatch.setattr(demo.reasons, "collect", lambda *_: found["facts"])
+    monkeypatch.setattr(demo.facts, "collect", lambda *_: found["facts"])
     monkeypatch.setattr(demo.endpoints, "check_environment", lambda *_: [found["answer"]])
     monkeypatch.setattr(demo, "Sampler", lambda *_: "sampler")
+    monkeypatch.setattr(demo.changes, "left_over", lambda *_: False)
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools" / "vegeta").touch()
     found["settings"] = Settings(cache_dir=tmp_path)
@@ -40,7 +42,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_a_lab_in_which_all_is_well_gets_a_plan(lab: dict[str, Any]) -> None:
-    _, plan, _ = demo.prepare(lab["settings"], WANTED)
+    _, plan = demo.prepare(lab["settings"], WANTED)
     assert plan.capacity == Capacity(2, 5, 100, 70, float(os.cpu_count() or 1))
     assert (plan.target, plan.path, plan.metric) == ("Deployment demo-app", "/work?cpu_ms=20", "cpu")
     assert plan.stages == (Stage(0, 60, plan.peak),)
@@ -81,6 +83,36 @@ def test_a_lab_without_edge_or_generator_is_refused(lab: dict[str, Any]) -> None
         demo.prepare(lab["settings"], WANTED)
 
 
+class NoPrometheus:
+    def get(self, path: str) -> Any:
+        assert path == "/api/v1/namespaces/monitoring/services/prometheus-operated"
+        raise ApiException(status=404)
+
+
+def test_a_latency_without_monitoring_is_refused_before_anything_is_changed(lab: dict[str, Any]) -> None:
+    lab["kube"] = NoPrometheus()
+    lab["facts"] = facts(pods=(pod(limit="500m"), pod("b", limit="500m")))
+    with pytest.raises(LabError) as refused:
+        demo.prepare(lab["settings"], replace(WANTED, metric=HpaMetric.LATENCY, rate=10))
+    assert "There is no Prometheus" in refused.value.what
+    assert refused.value.mend == "make setup-all MONITORING=lite"
+
+
+def test_what_a_killed_run_left_is_put_back_first(lab: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    put_back: list[str] = []
+    monkeypatch.setattr(demo.changes, "left_over", lambda *_: True)
+    monkeypatch.setattr(demo.changes, "put_back", lambda _, environment: put_back.append(environment))
+    demo.prepare(lab["settings"], WANTED)
+    assert put_back == ["staging"]
+
+
+def test_a_run_on_latency_knows_its_target(lab: dict[str, Any]) -> None:
+    lab["facts"] = facts(hpa=latency_hpa())
+    no_kube: Any = None
+    plan, sampler = demo.ready_to_run(no_kube, replace(PLAN, wanted=replace(WANTED, metric=HpaMetric.LATENCY)))
+    assert (plan.metric, plan.target_ms, sampler) == (HpaMetric.LATENCY, 150, "sampler")
+
+
 def test_more_requests_than_a_run_may_send_are_refused(lab: dict[str, Any]) -> None:
     with pytest.raises(LabError, match="are more than the 300000"):
         demo.prepare(lab["settings"], replace(WANTED, rate=2000, duration_s=900))
@@ -92,8 +124,9 @@ def test_a_run_waits_for_an_earlier_loads_pods_and_says_what_it_waits_for(
     monkeypatch.setattr(demo, "AT_REST_TIMEOUT_S", 0.1)
     down = cond("AbleToScale", "True", "ScaleDownStabilized")
     lab["facts"] = facts(hpa=hpa(down, current=4, percent=5), deployment=deployment(replicas=4, ready=4))
+    no_kube: Any = None
     with pytest.raises(NotReadyError) as late:
-        demo.prepare(lab["settings"], WANTED)
+        demo.ready_to_run(no_kube, PLAN)
     assert "4 of 4 pods ready, the minimum is 2 (stabilising: " in late.value.details
 
 
@@ -275,7 +308,8 @@ def test_the_exit_code_tells_whether_the_checks_hold(monkeypatch: pytest.MonkeyP
         return tmp_path
 
     monkeypatch.setattr(demo.report, "write", write)
-    monkeypatch.setattr(demo, "prepare", lambda *_: (None, PLAN, None))
+    monkeypatch.setattr(demo, "prepare", lambda *_: (None, PLAN))
+    monkeypatch.setattr(demo, "ready_to_run", lambda *_: (PLAN, None))
     outcome: dict[str, Any] = {"recording": recording()}
     monkeypatch.setattr(demo.Run, "record", lambda _: outcome["recording"])
     settings, wanted = Settings(cache_dir=tmp_path), HpaSettings()

@@ -7,7 +7,7 @@ from rich.console import Console
 from scripts.hpa import live
 from scripts.hpa.live import Teller, Trends, View, plain, render, sparkline
 from scripts.hpa.model import Event, Phase, PodView
-from tests.unit.hpa_facts import PLAN, sample
+from tests.unit.hpa_facts import LATENCY_PLAN, PLAN, sample
 
 PODS = (
     PodView("demo-app-1-aaaaa", "worker", "Ready", 163.2),
@@ -50,6 +50,21 @@ SHOWN = [
     "AbleToScale=True SucceededRescale", "! new pods not ready: 2 new pods are starting.", "+11.9 s  New size: 4",
     "FailedGetResourceMetric: no metrics",
 ]  # fmt: skip
+
+
+LATE = replace(
+    VIEW, plan=LATENCY_PLAN, sample=replace(SAMPLE, hpa_cpu_percent=None, cpu_percent=87.0, hpa_latency_ms=231.4, latency_ms=198.0)
+)  # fmt: skip
+
+
+def test_a_latency_that_is_followed_is_shown_beside_the_cpu() -> None:
+    text = drawn(LATE)
+    for words in ("p95 of the app", "231 ms, target 150 ms  (now 198 ms)", "87 % of the request"):
+        assert words in text
+    assert "target 70 %" not in text
+    assert "the app's p95 231 ms (target 150 ms) CPU 87 %" in plain(LATE)
+    unknown = replace(LATE, sample=replace(LATE.sample, hpa_latency_ms=None))
+    assert "the app's p95 <unknown> (target 150 ms)" in plain(unknown)
 
 
 def test_the_screen_shows_everything_that_is_to_be_watched() -> None:

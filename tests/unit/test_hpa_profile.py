@@ -6,7 +6,7 @@ import pytest
 from scripts.errors import UsageError
 from scripts.hpa import profile
 from scripts.hpa.profile import Capacity, Stage
-from scripts.settings import HPA_CONCURRENCY, HPA_RATE, HpaSettings, Profile
+from scripts.settings import HPA_CONCURRENCY, HPA_RATE, HpaMetric, HpaSettings, Profile
 
 DEV = Capacity(1, 5, 50, 70, 2)
 STAGING = Capacity(2, 5, 100, 70, 2)
@@ -45,6 +45,7 @@ def test_a_ramp_rises_all_the_way_and_then_holds_the_peak() -> None:
     assert found[-1].seconds == 40
 
 
+LATENCY = HpaSettings(metric=HpaMetric.LATENCY)
 RATES = [
     ("given", STAGING, HpaSettings(rate=77), 77),
     ("four clients of 20 ms", STAGING, HpaSettings(concurrency=4), 200),
@@ -54,6 +55,9 @@ RATES = [
     ("of a small environment", DEV, HpaSettings(), 7),
     ("of a large one", PRODUCTION, HpaSettings(), 28),
     ("less than half of the machine", replace(PRODUCTION, maximum=50), HpaSettings(), 40),
+    ("a latency: the least pods at their limit", replace(STAGING, limit_millicores=500), LATENCY, 45),
+    ("a latency of a small environment", replace(DEV, limit_millicores=500), LATENCY, 23),
+    ("a latency, given", replace(PRODUCTION, limit_millicores=1000), replace(LATENCY, rate=5), 5),
     ("at least one pod more than the minimum", Capacity(4, 5, 100, 70, 8), HpaSettings(), 15),
 ]
 
@@ -78,3 +82,18 @@ def test_more_requests_than_one_run_may_send_are_refused() -> None:
     profile.require_bounded([Stage(0, 150, 2000)])
     with pytest.raises(UsageError, match="300020 requests are more than the 300000"):
         profile.require_bounded([Stage(0, 150, 2000), Stage(150, 20, 1)])
+
+
+@pytest.mark.parametrize(
+    ("capacity", "told"),
+    [
+        (replace(PRODUCTION, limit_millicores=1000), "3 pods have 3.0 CPUs before a request waits; this machine has 2"),
+        (STAGING, "have no CPU limit"),
+    ],
+    ids=["too large", "no limit"],
+)
+def test_a_latency_that_this_machine_cannot_raise_is_refused(capacity: Capacity, told: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        profile.peak_rate(LATENCY, capacity)
+    assert told in refused.value.what
+    assert "ENV=staging" in str(refused.value)

@@ -5,9 +5,13 @@ from typing import Any
 import pytest
 from kubernetes.client import ApiException
 
-from scripts.hpa import reasons, status
-from scripts.hpa.reasons import Facts, Kind, Recommendation, explain
-from tests.unit.hpa_facts import NOW, ago, cond, deployment, facts, hpa, pod, rescale
+from scripts.hpa import autoscaler, reasons, status
+from scripts.hpa import facts as facts_module
+from scripts.hpa.autoscaler import Recommendation
+from scripts.hpa.facts import Facts
+from scripts.hpa.reasons import Kind, explain
+from scripts.settings import HpaMetric
+from tests.unit.hpa_facts import NOW, ago, cond, deployment, facts, hpa, latency_hpa, pod, rescale
 
 FETCH = (
     "the HPA was unable to compute the replica count: failed to get cpu utilization: unable to get metrics for resource cpu: "
@@ -102,6 +106,34 @@ ABSENT = {
     }
 }
 
+TWO = cond(
+    "ScalingActive",
+    "False",
+    "AmbiguousSelector",
+    "pods by selector app.kubernetes.io/name=demo-app are controlled by multiple HPAs: [staging/demo-app staging/keda-hpa-demo-app]",
+)
+EXTERNAL = (
+    "unable to get external metric staging/s0-prometheus/&LabelSelector{MatchLabels:map[string]string{scaledobject.keda.sh/name: "
+    "demo-app,},MatchExpressions:[]LabelSelectorRequirement{},}: unable to fetch metrics from external metrics API: "
+)
+NO_EXTERNAL = cond(
+    "ScalingActive", "False", "FailedGetExternalMetric", EXTERNAL + "the server could not find the metric"
+)
+BLIND = {"hpa": latency_hpa(NO_EXTERNAL, ms=None)}
+KEDA_DOWN = {
+    "status": {"conditions": [cond("Available", "False", "MissingEndpoints", "no response from https://10.96.1.2:443")]}
+}
+SCALED = {"status": {"conditions": [cond("Ready", "True", "ScaledObjectReady", "ScaledObject is defined correctly")]}}
+MISTAKEN = {"status": {"conditions": [cond("Ready", "False", "ScaledObjectCheckFailed", "no threshold")]}}
+
+
+def trigger_failed(message: str, seconds_ago: float = 5) -> dict[str, Any]:
+    return {"reason": "KEDAScalerFailed", "message": message, "lastTimestamp": ago(seconds_ago)}
+
+
+EMPTY = trigger_failed("prometheus metrics 'prometheus' target may be lost, the result is empty")
+NO_NAME = trigger_failed('Get "http://prometheus-operated.monitoring.svc:9090/api": dial tcp: lookup: no such host', 60)
+
 CASES: list[tuple[str, Facts, list[Kind], str, str]] = [
     ("all is well", facts(), [], "", ""),
     ("not looked at", facts(hpa=hpa() | {"status": {}}), [Kind.NOT_SEEN], "has not looked at it yet", "wait"),
@@ -127,6 +159,18 @@ CASES: list[tuple[str, Facts, list[Kind], str, str]] = [
     ("stabilising", facts(hpa=hpa(DOWN, current=4, percent=5)), [Kind.STABILISING], "stabilising for at most 30 s: it scales in once no higher number", "stabilizationWindowSeconds"),
     ("stabilising upwards", facts(hpa=hpa(UP, percent=200, behavior={"scaleUp": {"stabilizationWindowSeconds": 60}})), [Kind.STABILISING], "at most 60 s: it scales out once no lower", "stabilizationWindowSeconds"),
     ("one at a time", facts(hpa=hpa(SLOW, current=4, percent=5)), [Kind.RATE], "removes at most 1 pod in 10 s", "wait"),
+    ("two autoscalers", facts(hpa=hpa(TWO)), [Kind.TWO_AUTOSCALERS], "another HorizontalPodAutoscaler has the same pods", "kubectl -n staging get hpa"),
+    ("latency, all is well", facts(hpa=latency_hpa()), [], "", ""),
+    ("no KEDA", facts(**BLIND), [Kind.EXTERNAL_API], "no API v1beta1.external.metrics.k8s.io: there is no KEDA", "HPA_METRIC=latency"),
+    ("KEDA down", facts(**BLIND, api_service=KEDA_DOWN, metrics_pods=(pod("keda-1", ready=False), pod("keda-2"))), [Kind.EXTERNAL_API], "no response from https://10.96.1.2:443); 1 of 2 of KEDA's pods are ready", "make status"),
+    ("no ScaledObject", facts(**BLIND, api_service=SERVES), [Kind.SCALED_OBJECT], "no ScaledObject demo-app in staging", "make reconcile"),
+    ("ScaledObject mistaken", facts(**BLIND, api_service=SERVES, scaled_object=MISTAKEN), [Kind.SCALED_OBJECT], "no threshold", "latency-scaling"),
+    ("ScaledObject new", facts(**BLIND, api_service=SERVES, scaled_object={}), [Kind.SCALED_OBJECT], "KEDA has not looked at it yet", "keda-operator"),
+    ("no data", facts(**BLIND, api_service=SERVES, scaled_object=SCALED, trigger_events=(NO_NAME, EMPTY)), [Kind.NO_LATENCY], "Prometheus has no data of staging's histogram", "does Prometheus scrape it"),
+    ("no Prometheus", facts(**BLIND, api_service=SERVES, scaled_object=MISTAKEN, trigger_events=(NO_NAME,)), [Kind.NO_LATENCY], "KEDA can't ask Prometheus (Get", "does Prometheus run?"),
+    ("latency unknown", facts(**BLIND, api_service=SERVES, scaled_object=SCALED), [Kind.NO_LATENCY], "the p95 is <unknown> (unable to get external metric", "keda-operator"),
+    ("latency at maximum", facts(hpa=latency_hpa(ms=400, current=5)), [Kind.AT_MAXIMUM], "has its 5 pods, with a p95 of 400 ms where 150 ms is the target", "maxReplicas"),
+    ("latency, young pods", facts(hpa=latency_hpa(), pods=(pod(), pod("b", ready=False))), [Kind.NOT_READY], "1 new pod is starting", ""),
     ("maximum asked for, not there", facts(hpa=hpa(TOO_MANY, current=5, percent=200), deployment=deployment(QUOTA, replicas=5)), [Kind.QUOTA], "exceeded quota", "resourcequota.yaml"),
 ]  # fmt: skip
 
@@ -190,8 +234,8 @@ def test_a_window_says_its_seconds(more: dict[str, Any], told: str) -> None:
 
 
 def test_a_window_that_is_not_set_is_the_controllers() -> None:
-    assert reasons.down_window_s(hpa(behavior={})) == 300
-    assert reasons.up_window_s(hpa(behavior={})) == 0
+    assert autoscaler.down_window_s(hpa(behavior={})) == 300
+    assert autoscaler.up_window_s(hpa(behavior={})) == 0
 
 
 @pytest.mark.parametrize(
@@ -199,11 +243,31 @@ def test_a_window_that_is_not_set_is_the_controllers() -> None:
     [(70, 2, 2), (76, 2, 2), (78, 2, 3), (140, 2, 4), (141, 2, 5), (64, 4, 4), (60, 4, 4), (35, 4, 2), (0, 4, 1), (None, 2, None)],
 )  # fmt: skip
 def test_the_recommendation_is_the_controllers(percent: int | None, current: int, wanted: int | None) -> None:
-    assert reasons.recommend(hpa(percent=percent, current=current)) == wanted
+    assert autoscaler.recommend(hpa(percent=percent, current=current)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("ms", "current", "ready", "wanted"),
+    [(150, 2, 2, 2), (164, 2, 2, 2), (166, 2, 2, 3), (300, 2, 2, 4), (300, 4, 2, 4), (450, 4, 2, 6), (60, 4, 4, 2), (0, 4, 4, 1), (None, 2, 2, None), (300, 3, None, 6)],
+)  # fmt: skip
+def test_an_external_value_is_shared_by_the_ready_pods(
+    ms: float | None, current: int, ready: int | None, wanted: int | None
+) -> None:
+    assert autoscaler.recommend(latency_hpa(ms=ms, current=current), ready) == wanted
+
+
+def test_figures_are_of_the_metric_that_is_followed() -> None:
+    cpu, latency = hpa(percent=40), latency_hpa(ms=131.5)
+    assert (autoscaler.metric_of(cpu), autoscaler.metric_of(latency)) == (HpaMetric.CPU, HpaMetric.LATENCY)
+    assert (autoscaler.seen(cpu), autoscaler.seen(latency)) == ((40, 70), (131.5, 150))
+    assert autoscaler.seen(latency_hpa(ms=None)) == (None, 150)
+    assert (
+        autoscaler.shown(HpaMetric.LATENCY, 131.5) == "132 ms" and autoscaler.shown(HpaMetric.CPU, None) == "<unknown>"
+    )
 
 
 def test_old_recommendations_are_dropped() -> None:
-    assert reasons.keep_recent(history((100, 5), (20, 4)), NOW, 60) == list(history((20, 4)))
+    assert autoscaler.keep_recent(history((100, 5), (20, 4)), NOW, 60) == list(history((20, 4)))
 
 
 class Server:
@@ -230,7 +294,7 @@ class Server:
 
 def test_the_facts_are_read_in_four_calls_while_there_are_metrics() -> None:
     server: Any = Server()
-    found = reasons.collect(server, "staging")
+    found = facts_module.collect(server, "staging")
     assert found is not None
     assert (found.hpa, found.deployment, len(found.pods), len(found.events)) == (hpa(), deployment(), 1, 1)
     assert len(server.asked) == 4
@@ -248,21 +312,38 @@ def test_without_metrics_the_api_and_metrics_servers_log_are_read_too() -> None:
         "/api/v1/namespaces/kube-system/pods/metrics-server-2/log": X509,
     }
     server: Any = Server(**answers)
-    found = reasons.collect(server, "staging")
+    found = facts_module.collect(server, "staging")
     assert found is not None
     assert [r.kind for r in explain(found)] == [Kind.KUBELET_CERTIFICATE]
     server.answers["/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.metrics.k8s.io"] = ApiException(status=404)
     server.answers["/api/v1/namespaces/kube-system/pods"] = {"items": []}
-    found = reasons.collect(server, "staging")
+    found = facts_module.collect(server, "staging")
     assert found is not None
     assert [r.kind for r in explain(found)] == [Kind.METRICS_API]
 
 
+def test_kedas_autoscaler_is_found_where_gits_is_away_and_without_metrics_keda_is_asked() -> None:
+    scalers = "/apis/autoscaling/v2/namespaces/staging/horizontalpodautoscalers"
+    away = ApiException(status=404, reason="Not Found")
+    server: Any = Server(
+        **{"/api/v1/namespaces/staging/events": {"items": []}},
+        **{f"{scalers}/demo-app": away, f"{scalers}/keda-hpa-demo-app": latency_hpa(NO_EXTERNAL, ms=None)},
+        **{"/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.external.metrics.k8s.io": SERVES},
+        **{"/apis/keda.sh/v1alpha1/namespaces/staging/scaledobjects/demo-app": MISTAKEN},
+    )
+    found = facts_module.collect(server, "staging")
+    assert found is not None
+    assert [r.kind for r in explain(found)] == [Kind.SCALED_OBJECT]
+    asked = [query.get("fieldSelector", "") for path, query in server.asked if path.endswith("/events")]
+    assert "involvedObject.name=keda-hpa-demo-app" in asked[0]
+    assert "involvedObject.kind=ScaledObject" in asked[1] and "reason=KEDAScalerFailed" in asked[1]
+
+
 def test_no_autoscaler_is_none_and_what_may_not_be_read_is_noted() -> None:
     server: Any = Server()
-    assert reasons.collect(server, "dev") is None
+    assert facts_module.collect(server, "dev") is None
     server.answers["/api/v1/namespaces/staging/events"] = ApiException(status=403, reason="Forbidden")
-    found = reasons.collect(server, "staging")
+    found = facts_module.collect(server, "staging")
     assert found is not None and found.events == ()
     assert found.unread == ("/api/v1/namespaces/staging/events can't be read: Forbidden",)
 
@@ -279,7 +360,7 @@ def test_an_autoscaler_that_nothing_keeps_says_what_it_does(percent: int | None,
 def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, Facts | None]:
     found: dict[str, Facts | None] = {name: facts() for name in ("dev", "staging", "production")}
     monkeypatch.setattr(status, "lab_kube", lambda _: None)
-    monkeypatch.setattr(status.reasons, "collect", lambda _, name: found[name])
+    monkeypatch.setattr(status.facts, "collect", lambda _, name: found[name])
     return found
 
 

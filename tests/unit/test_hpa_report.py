@@ -11,7 +11,7 @@ import pytest
 from scripts.errors import LabError, UsageError
 from scripts.hpa import charts, compare, report
 from scripts.hpa.timeline import summarise
-from tests.unit.hpa_facts import BEGAN, PLAN, answers, recording
+from tests.unit.hpa_facts import BEGAN, PLAN, answers, latency_recording, recording
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -91,6 +91,28 @@ def test_the_summary_is_short_and_has_the_times(written: Path) -> None:
         "| requests | 740, of them failed 0 |",
     ):
         assert row in text
+
+
+def test_a_run_on_latency_tells_the_latency_and_what_both_histograms_would_have_asked_for(tmp_path: Path) -> None:
+    run = latency_recording()
+    folder = report.write(run, summarise(run), tmp_path)
+    data = json.loads((folder / "series.json").read_text())
+    assert (data["run"]["metric"], data["run"]["target_ms"], data["run"]["fail_rate"]) == ("latency", 150, 0.05)
+    assert {s["hpa_latency_ms"] for s in data["samples"]} == {290.0, 60.0}
+    every, failed = data["histograms"]["every"], data["histograms"]["failed_only"]
+    assert every["blind_s"] == 0 and len(every["wishes"]) == len(failed["wishes"]) > 20
+    assert all(f["observed"] < e["observed"] for e, f in zip(every["wishes"], failed["wishes"], strict=True))
+    text = (folder / "summary.md").read_text()
+    assert "target a p95 of 150 ms" in text
+    assert re.search(
+        r"\| a p95 of failed requests only, 150 ms being the target \| at most \d pods, nothing to tell by", text
+    )
+    assert (folder / "overview.png").stat().st_size > 30_000
+
+
+def test_a_run_on_cpu_without_failures_says_nothing_of_histograms(written: Path) -> None:
+    assert "failed requests only" not in (written / "summary.md").read_text()
+    assert json.loads((written / "series.json").read_text())["histograms"]["failed_only"]["highest"] is None
 
 
 SPARSE: list[tuple[str, dict[str, Any]]] = [

@@ -161,6 +161,7 @@ def test_changes_show_in_the_next_sample_and_in_the_pods_lives(api: Api, sampler
     born = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     api.tell(PODS, "ADDED", pod("demo-app-1-c", ready=False, node="", phase="Pending", created=born))
     until(lambda: len(sampler.sample().pods) == 3 and sampler.sample().hpa_cpu_percent == 150)
+    until(lambda: sampler.sample().current == 3)
     found = sampler.sample()
     assert (found.desired, found.current) == (3, 3)
     assert found.pods[2].phase == "Pending"

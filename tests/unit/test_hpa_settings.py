@@ -2,18 +2,30 @@ import pytest
 
 from scripts import cli
 from scripts.errors import UsageError
-from scripts.settings import HpaSettings, Profile, load_hpa
+from scripts.settings import HpaMetric, HpaSettings, Profile, load_hpa
 
 
 def test_nothing_asked_for_gives_the_defaults() -> None:
     assert load_hpa({}) == HpaSettings("production", 120, 0, 0, Profile.CONSTANT, True)
-    names = ("ENV", "HPA_DURATION", "HPA_RATE", "HPA_CONCURRENCY", "HPA_PROFILE", "WAIT_SCALE_IN")
+    names = (
+        "ENV",
+        "HPA_DURATION",
+        "HPA_RATE",
+        "HPA_CONCURRENCY",
+        "HPA_PROFILE",
+        "WAIT_SCALE_IN",
+        "HPA_METRIC",
+        "HPA_FAIL_RATE",
+    )
     assert load_hpa(dict.fromkeys(names, "")) == HpaSettings()
 
 
 def test_every_variable_is_taken() -> None:
     asked = {"ENV": "dev", "HPA_DURATION": "30", "HPA_RATE": "2000", "HPA_PROFILE": "spike", "WAIT_SCALE_IN": "0"}
     assert load_hpa(asked) == HpaSettings("dev", 30, 2000, 0, Profile.SPIKE, False)
+    latency = load_hpa({"HPA_METRIC": "latency", "HPA_FAIL_RATE": "0.05"})
+    assert (latency.metric, latency.fail_rate) == (HpaMetric.LATENCY, 0.05)
+    assert load_hpa({"HPA_FAIL_RATE": ".5"}).fail_rate == 0.5
     assert load_hpa({"HPA_CONCURRENCY": "40", "HPA_DURATION": "900"}).concurrency == 40
 
 
@@ -33,6 +45,11 @@ REFUSED = [
     ("HPA_CONCURRENCY", "100000", "from 1 to 40"),
     ("HPA_PROFILE", "sawtooth", "constant, ramp, step, spike"),
     ("WAIT_SCALE_IN", "no", "take 1"),
+    ("HPA_METRIC", "memory", "cpu, latency"),
+    ("HPA_FAIL_RATE", "0.51", "from 0 to 0.5"),
+    ("HPA_FAIL_RATE", "-0.1", "from 0 to 0.5"),
+    ("HPA_FAIL_RATE", "20%", "HPA_FAIL_RATE=0.05"),
+    ("HPA_FAIL_RATE", "1e-3", "HPA_FAIL_RATE=0.05"),
 ]
 
 

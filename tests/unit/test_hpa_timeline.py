@@ -7,7 +7,7 @@ from scripts.hpa import timeline
 from scripts.hpa.model import Answer, Event, Recording
 from scripts.hpa.timeline import by_second, percentile, rolling, summarise
 from scripts.settings import Profile
-from tests.unit.hpa_facts import BEGAN, PLAN, WANTED, answers, recording, sample
+from tests.unit.hpa_facts import BEGAN, PLAN, WANTED, answers, latency_recording, recording, sample
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,30 @@ def test_what_went_wrong_fails_its_check_and_says_what(more: dict[str, Any], che
     found = next(c for c in summary.checks if c.name == check)
     assert not found.ok
     assert told in found.detail
+
+
+FAILURES: list[tuple[str, dict[str, Any], bool, str]] = [
+    ("as asked for", {}, True, "37 of 740 requests failed, 5.0% on purpose where 5.0% was asked for, 0 otherwise"),
+    ("none, though asked for", {"during": recording().during, "before": (), "after": ()}, False, "0.0% on purpose where 5.0%"),
+    ("too many", {"during": tuple(answers(0, 60, 10, 0.1, 500))}, False, "asked for, 0 otherwise"),
+    ("others as well", {"before": tuple(answers(-10, 0, 2, 0.1, 503))}, False, "20 otherwise: "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("more", "ok", "told"), [f[1:] for f in FAILURES], ids=[f[0] for f in FAILURES])
+def test_failures_on_purpose_are_told_from_others(more: dict[str, Any], ok: bool, told: str) -> None:
+    found = timeline.summarise(latency_recording(**more))
+    (check,) = [c for c in found.checks if c.name == "no request failed but on purpose"]
+    assert check.ok is ok
+    assert told in check.detail
+
+
+def test_a_run_on_latency_is_held_to_its_own_goal_and_says_what_its_latency_was() -> None:
+    assert "goal 150 s met" in str(timeline.summarise(latency_recording()).checks)
+    still = tuple(replace(s, desired=2, current=2, ready=2, pods=s.pods[:2]) for s in latency_recording().samples)
+    idle = timeline.summarise(latency_recording(samples=still, events=(), pods=latency_recording().pods[:1]))
+    (check,) = [c for c in idle.checks if c.name == "scaled out"]
+    assert (check.ok, check.detail) == (False, "the p95 reached 290 ms, the target is 150 ms: more load or more time")
 
 
 def test_goals_that_are_missed_are_told_and_fail_nothing() -> None:

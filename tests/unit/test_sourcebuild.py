@@ -19,7 +19,8 @@ from tests.unit.conftest import Programs, Until
 
 PINS = versions.load()
 ROOTFS = {recipe.name for recipe in rootfs.ALL}
-MODULES = set(PINS.modules)
+ON_DEMAND = {"keda"}
+MODULES = set(PINS.modules) - ON_DEMAND
 OTHERS = {"flux-cli", "module-files", "envoy", "alertmanager", "prometheus-ui"}
 
 
@@ -90,7 +91,7 @@ def test_a_changed_lock_changes_the_keys_of_what_it_locks(tmp_path: Path, monkey
     shutil.copytree(KIND_DIR / "source", folder)
     monkeypatch.setattr(gobuild, "SOURCE_DIR", folder)
     before = expected_entries(PINS)
-    locked = {n: m.lock or n for n, m in PINS.modules.items()}
+    locked = {n: m.lock or n for n, m in PINS.modules.items() if n in MODULES}
     for lock in sorted(set(locked.values())):
         path = folder / lock / "go.sum"
         text = path.read_text()
@@ -106,6 +107,34 @@ def test_every_output_has_a_name_of_its_own() -> None:
     assert set(keys) == MODULES | ROOTFS | OTHERS
     assert len(set(keys.values())) == len(keys)
     assert set(sourcebuild.ORDER) == MODULES
+
+
+def test_what_is_on_demand_has_a_key_and_is_not_expected() -> None:
+    assert sourcebuild.on_demand(PINS) == ON_DEMAND
+    assert set(sourcebuild.entry_keys(PINS)) - set(expected_entries(PINS)) == ON_DEMAND
+
+
+def test_what_is_on_demand_is_built_once_when_it_is_asked_for(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    built: list[str] = []
+
+    def build(cache: Cache, go: object, name: str, module: versions.GoModule, log_dir: Path) -> tuple[Path, bool]:
+        def make(folder: Path) -> None:
+            built.append(name)
+            for binary in module.binaries:
+                (folder / binary).touch()
+
+        return cache.ensure(name, sourcebuild.entry_keys(PINS)[name], make)
+
+    monkeypatch.setattr(sourcebuild, "build_module", build)
+    monkeypatch.setattr(sourcebuild, "ensure_go", lambda *_: None)
+    first = sourcebuild.ensure_on_demand(cache, PINS, "keda", tmp_path)
+    second = sourcebuild.ensure_on_demand(cache, PINS, "keda", tmp_path)
+    assert built == ["keda"]
+    assert (first.built, second.built) == (("keda",), ())
+    assert second.binary("keda", "keda-adapter").is_file()
+    assert not is_warm(cache, PINS)
 
 
 def test_the_wheel_that_is_downloaded_is_the_pinned_one_and_has_its_hashes() -> None:
