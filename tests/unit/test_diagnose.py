@@ -156,7 +156,7 @@ def crashing(namespace: str, name: str) -> dict[str, Any]:
     state = {"waiting": {"reason": "CrashLoopBackOff"}}
     last = {"terminated": {"exitCode": 1}}
     status = {"name": "app", "state": state, "lastState": last, "restartCount": 3}
-    env = [{"name": "GIT_PASSWORD", "value": "abc"}]
+    env = [{"name": "GIT_PASSWORD", "value": "hushed"}]
     return {
         "metadata": {"name": name, "namespace": namespace},
         "spec": {"nodeName": "lab-worker", "containers": [{"name": "app", "env": env}]},
@@ -235,7 +235,7 @@ def test_the_folder_holds_everything_and_no_secret(settings: Settings) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
         if path.is_file():
             text = path.read_text()
-            assert TOKEN not in text and b64(TOKEN) not in text and "u:p@" not in text and "abc" not in text, path
+            assert TOKEN not in text and b64(TOKEN) not in text and "u:p@" not in text and "hushed" not in text, path
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert "fatal: bad token ***" in (folder / "logs/dev/a-app-previous.log").read_text()
     assert yaml.safe_load((folder / "containers/lab-worker.yaml").read_text())["Config"]["Labels"] == {"role": "worker"}
