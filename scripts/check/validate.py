@@ -72,8 +72,10 @@ class _Elsewhere:
 
     def doubt(self, message: _Message, resource: Resource) -> str:
         """Return what to look at instead, where a finding is only a warning; empty where it is sure."""
-        is_flux = resource.api_version.partition("/")[0].endswith(".toolkit.fluxcd.io")
-        if message.no_schema and self.others and not is_flux:
+        group = resource.api_version.rpartition("/")[0]
+        is_flux = group.endswith(".toolkit.fluxcd.io")
+        # A group without a dot is Kubernetes' own: no definition can add to it.
+        if message.no_schema and self.others and "." in group and not is_flux:
             return "check that a chart or another source brings its definition"
         if self.flux_operator and is_flux:
             return "compare with the definitions of flux-operator, which changes Flux's own"

@@ -9,6 +9,7 @@ import pytest
 from scripts import settings
 from tests.manifests.checking import checked, renderings
 from tests.manifests.conftest import Build, load_file
+from tests.manifests.paths import ROOTS
 
 BROKEN = Path(__file__).parent / "broken"
 CASES = sorted(p.name for p in BROKEN.iterdir())
@@ -45,8 +46,9 @@ def test_a_broken_tree_is_found_out(case: str, tmp_path: Path) -> None:
 
 def test_the_good_tree_has_no_findings(tmp_path: Path) -> None:
     report = checked(settings.FLUX_CD, tmp_path)
-    assert report.findings == ()
-    assert len(report.rendered) == 8
+    # The chart of the full monitoring lies in nobody's tree: that it is not rendered is said, and nothing else.
+    assert [f for f in report.findings if (f.rule, f.severity.value) != ("helm-not-rendered", "warning")] == []
+    assert {settings.FLUX_CD / r.kustomization for r in report.rendered} >= set(ROOTS)
 
 
 def test_the_good_tree_is_rendered_byte_for_byte_as_kustomize_does(tmp_path: Path, build: Build) -> None:

@@ -7,6 +7,7 @@ import pytest
 from scripts import settings, versions
 from scripts.errors import LabError
 from scripts.manifests import validate
+from tests.manifests.paths import ROOTS
 
 
 def run(root: Path) -> str:
@@ -15,7 +16,8 @@ def run(root: Path) -> str:
 
 
 def test_good_manifests_pass() -> None:
-    assert run(settings.FLUX_CD) == "8 kustomizations build and are valid"
+    count, _, said = run(settings.FLUX_CD).partition(" ")
+    assert (int(count) >= len(ROOTS), said) == (True, "kustomizations build and are valid")
 
 
 @pytest.mark.parametrize(
