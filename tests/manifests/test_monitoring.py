@@ -11,7 +11,7 @@ from scripts.fluxcli import CONTROLLERS
 from scripts.monitoring import mode
 from scripts.settings import EDGE_NAMESPACE, FLUX_NAMESPACE, MONITORING_NAMESPACE
 from tests.manifests.conftest import Object, Tree, load_file
-from tests.manifests.paths import EDGE, FOUNDATION, LITE, MONITORING_DEFINITIONS, ROOTS, WATCHED
+from tests.manifests.paths import EDGE, FOUNDATION, LITE, MONITORING, MONITORING_DEFINITIONS, ROOTS, WATCHED
 from tests.manifests.podsecurity import violations
 from tests.manifests.quantities import number
 
@@ -146,18 +146,23 @@ def container_args(render: Callable[[Path], Tree], deployment: str) -> list[str]
     return list(container["args"])
 
 
-def test_kube_state_metrics_may_read_just_what_it_counts(render: Callable[[Path], Tree]) -> None:
+def test_kube_state_metrics_may_read_just_what_it_counts(
+    render: Callable[[Path], Tree], everything: list[Object]
+) -> None:
     args = dict(a.removeprefix("--").partition("=")[::2] for a in container_args(render, "kube-state-metrics"))
-    config = render(LITE).one("ConfigMap")
-    assert args["custom-resource-state-config-file"].rpartition("/")[2] in config["data"]
     kinds = {
         f"{r['groupVersionKind']['kind'].lower()}s".replace("ys", "ies")
-        for r in load_file(LITE / "flux.yaml")["spec"]["resources"]
+        for r in load_file(MONITORING / "state" / "config.yaml")["spec"]["resources"]
     }
-    rules = render(LITE).one("ClusterRole", "kube-state-metrics")["rules"]
-    granted = {r for rule in rules for r in rule["resources"]}
+    granted: set[str] = set()
+    for name in ("kube-state-metrics", "kube-state-metrics-flux"):
+        roles = [o for o in everything if o["kind"] == "ClusterRole" and o["metadata"]["name"].startswith(name)]
+        granted |= {r for role in roles for rule in role["rules"] for r in rule["resources"]}
+        assert {v for role in roles for rule in role["rules"] for v in rule["verbs"]} <= {"list", "watch"}
     assert granted == {*args["resources"].split(","), *kinds, "customresourcedefinitions"}
-    assert {v for rule in rules for v in rule["verbs"]} == {"list", "watch"}
+    (volume,) = render(LITE).one("Deployment", "kube-state-metrics")["spec"]["template"]["spec"]["volumes"]
+    (config,) = (o for o in everything if o["metadata"]["name"] == volume["configMap"]["name"])
+    assert args["custom-resource-state-config-file"].rpartition("/")[2] in config["data"]
 
 
 # ---------------------------------------------------------------- what runs, and what it may
@@ -291,16 +296,21 @@ def test_nothing_may_read_secrets_outside_its_own_namespace(render: Callable[[Pa
 
 
 def test_the_namespace_denies_by_default_and_each_pod_has_its_own_exception(
-    render: Callable[[Path], Tree], pods: list[tuple[str, dict[str, str], dict[str, int]]]
+    everything: list[Object], pods: list[tuple[str, dict[str, str], dict[str, int]]]
 ) -> None:
-    policies = {p["metadata"]["name"]: p["spec"] for p in render(LITE).all("NetworkPolicy")}
+    policies = {
+        o["metadata"]["name"]: o["spec"]
+        for o in everything
+        if o["kind"] == "NetworkPolicy" and o["metadata"]["namespace"] == MONITORING_NAMESPACE
+    }
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     for namespace, labels, ports in pods:
         if namespace != MONITORING_NAMESPACE:
             continue
         (policy,) = (p for n, p in policies.items() if n != "default-deny" and selects(p["podSelector"], labels))
         for rule in policy["ingress"]:
-            assert rule["from"] == [{"podSelector": {"matchLabels": {NAME: "prometheus"}}}], labels
+            (sender,) = rule["from"]
+            assert sender["podSelector"]["matchLabels"][NAME] in ("prometheus", "alertmanager"), labels
             assert {p["port"] for p in rule["ports"]} <= set(ports.values()), labels
 
 
