@@ -135,7 +135,8 @@ def test_the_kubelets_service_is_as_the_operator_writes_it(render: Callable[[Pat
     service = render(WATCHED).one("Service", "kubelet")
     args = container_args(render, "prometheus-operator")
     assert f"--kubelet-service={service['metadata']['namespace']}/{service['metadata']['name']}" in args
-    assert service["spec"]["ports"] == [{"name": "https-metrics", "port": 10250, "protocol": "TCP"}]
+    ports = {p["name"]: p["port"] for p in service["spec"]["ports"]}
+    assert ports == {"https-metrics": 10250, "cadvisor": 4194}, "as an operator of this version was seen to write it"
     # Endpoints would stay behind when the Service goes; slices belong to it.
     assert {"--kubelet-endpointslice=true", "--kubelet-endpoints=false", "--kubelet-http-metrics=false"} <= set(args)
     assert render(LITE).one("Prometheus")["spec"]["serviceDiscoveryRole"] == "EndpointSlice"
