@@ -120,10 +120,10 @@ def test_every_target_is_up_in_every_environment(ask: Ask, settings: Settings) -
 @pytest.mark.parametrize(
     "expression",
     [
-        'count by (namespace) (http_requests_total{job="demo-app"})',
+        'count by (namespace) (app_requests_total{job="demo-app"})',
         'sum by (namespace) (rate(container_cpu_usage_seconds_total{namespace="dev"}[2m]))',
         'sum by (namespace) (container_memory_working_set_bytes{namespace="dev"})',
-        'gotk_resource_info{customresource_kind="Kustomization", name="dev", ready="True"}',
+        'gotk_resource_info{kind="Kustomization", name="dev", ready="True"}',
         'kube_horizontalpodautoscaler_spec_max_replicas{namespace="production"}',
         'kube_poddisruptionbudget_status_pod_disruptions_allowed{namespace="production"}',
         'kube_resourcequota{namespace="dev", type="hard"}',

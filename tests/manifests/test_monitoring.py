@@ -135,7 +135,8 @@ def test_the_kubelets_service_is_as_the_operator_writes_it(render: Callable[[Pat
     service = render(WATCHED).one("Service", "kubelet")
     args = container_args(render, "prometheus-operator")
     assert f"--kubelet-service={service['metadata']['namespace']}/{service['metadata']['name']}" in args
-    assert service["spec"]["ports"] == [{"name": "https-metrics", "port": 10250, "protocol": "TCP"}]
+    ports = {p["name"]: p["port"] for p in service["spec"]["ports"]}
+    assert ports == {"https-metrics": 10250, "cadvisor": 4194}, "as an operator of this version was seen to write it"
     # Endpoints would stay behind when the Service goes; slices belong to it.
     assert {"--kubelet-endpointslice=true", "--kubelet-endpoints=false", "--kubelet-http-metrics=false"} <= set(args)
     assert render(LITE).one("Prometheus")["spec"]["serviceDiscoveryRole"] == "EndpointSlice"
@@ -146,7 +147,9 @@ def container_args(render: Callable[[Path], Tree], deployment: str) -> list[str]
     return list(container["args"])
 
 
-def test_kube_state_metrics_may_read_just_what_it_counts(render: Callable[[Path], Tree]) -> None:
+def test_kube_state_metrics_may_read_just_what_it_counts(
+    render: Callable[[Path], Tree], everything: list[Object]
+) -> None:
     args = dict(a.removeprefix("--").partition("=")[::2] for a in container_args(render, "kube-state-metrics"))
     config = render(LITE).one("ConfigMap")["data"]
     (described,) = load_all(config[args["custom-resource-state-config-file"].rpartition("/")[2]])
@@ -155,7 +158,9 @@ def test_kube_state_metrics_may_read_just_what_it_counts(render: Callable[[Path]
     rules = [rule for role in roles for rule in render(LITE).one("ClusterRole", role)["rules"]]
     granted = {r for rule in rules for r in rule["resources"]}
     assert granted == {*args["resources"].split(","), *kinds, "customresourcedefinitions"}
-    assert {v for rule in rules for v in rule["verbs"]} == {"list", "watch"}
+    (volume,) = render(LITE).one("Deployment", "kube-state-metrics")["spec"]["template"]["spec"]["volumes"]
+    (config,) = (o for o in everything if o["metadata"]["name"] == volume["configMap"]["name"])
+    assert args["custom-resource-state-config-file"].rpartition("/")[2] in config["data"]
 
 
 # ---------------------------------------------------------------- what runs, and what it may
@@ -289,9 +294,13 @@ def test_nothing_may_read_secrets_outside_its_own_namespace(render: Callable[[Pa
 
 
 def test_the_namespace_denies_by_default_and_each_pod_has_its_own_exception(
-    render: Callable[[Path], Tree], pods: list[tuple[str, dict[str, str], dict[str, int]]]
+    everything: list[Object], pods: list[tuple[str, dict[str, str], dict[str, int]]]
 ) -> None:
-    policies = {p["metadata"]["name"]: p["spec"] for root in (LITE, WATCHED) for p in render(root).all("NetworkPolicy")}
+    policies = {
+        o["metadata"]["name"]: o["spec"]
+        for o in everything
+        if o["kind"] == "NetworkPolicy" and o["metadata"]["namespace"] == MONITORING_NAMESPACE
+    }
     told = {"alert-receiver": "alertmanager"}  # the others are only scraped
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     for namespace, labels, ports in pods:
