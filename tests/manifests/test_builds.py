@@ -10,7 +10,7 @@ from tests.manifests.paths import KEDA, ROOTS
 
 FOLDERS = sorted(p.parent for p in FLUX_CD.rglob("kustomization.yaml") if load_file(p)["kind"] == "Kustomization")
 # Read by people, by tests or by another folder's kustomization, not by their own.
-NOT_LISTED = {"kustomization.yaml", "upstream.yaml", "sync.yaml"}
+NOT_LISTED = {"kustomization.yaml", "upstream.yaml", "sync.yaml", "slo.yaml"}
 
 
 def name(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -357,15 +358,22 @@ def test_the_table_of_deprecated_versions_is_what_the_server_says(judge: Judge, 
     assert len(served) > 50
 
 
-def test_only_its_owner_gets_in_and_nothing_is_left_behind(chosen: Settings, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.fixture
+def near() -> Iterator[Path]:
+    """Return a folder with a short path: a Unix socket's may have 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="lab-") as folder:
+        yield Path(folder)
+
+
+def test_only_its_owner_gets_in_and_nothing_is_left_behind(chosen: Settings, near: Path, monkeypatch: Any) -> None:
     import urllib.error
     import urllib.request
 
     binaries = find_binaries(chosen.tools_dir)
     assert binaries
-    monkeypatch.setattr(apiserver.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(apiserver.tempfile, "tempdir", str(tmp_path))
-    dead = tmp_path / "gitops-lab-dry-run-00000000"
+    monkeypatch.setattr(apiserver.tempfile, "gettempdir", lambda: str(near))
+    monkeypatch.setattr(apiserver.tempfile, "tempdir", str(near))
+    dead = near / "gitops-lab-dry-run-00000000"
     dead.mkdir()
     (dead / "alive.lock").touch()
     with running(binaries) as server:

@@ -385,6 +385,11 @@ SECRETS = {
 SHOW_THAT_SECRETS_ARE_MASKED = {
     f"tests/unit/test_{name}.py" for name in ("diagnose", "downloads", "hostfacts", "reasons")
 }
+# The operator looks for a Secret; what it holds are addresses inside the cluster. A person's own goes into the cluster only.
+ARE_SECRETS_IN_NAME_ONLY = {
+    f"flux-cd/infrastructure/_components/_prometheus-stack/rules/secret-{name}.yaml"
+    for name in ("alertmanager", "webhook")
+}
 
 
 def secrets_in(text: str) -> list[str]:
@@ -402,7 +407,8 @@ def test_no_file_of_this_repository_holds_a_secret() -> None:
         if not name.endswith((".sum", ".lock")) and (ROOT / name).is_file():
             text = (ROOT / name).read_text(encoding="utf-8", errors="replace")
             found += [f"{name} holds {what}" for what in secrets_in(text)]
-    assert [line for line in found if line.split()[0] not in SHOW_THAT_SECRETS_ARE_MASKED] == []
+    known = SHOW_THAT_SECRETS_ARE_MASKED | ARE_SECRETS_IN_NAME_ONLY
+    assert [line for line in found if line.split()[0] not in known] == []
 
 
 @pytest.mark.parametrize(

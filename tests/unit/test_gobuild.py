@@ -71,7 +71,7 @@ def module_of(package: str, requires: dict[str, str]) -> str:
 
 
 def test_every_module_has_its_lock_and_every_lock_its_module() -> None:
-    assert sorted(path.name for path in SOURCE_DIR.iterdir() if path.is_dir()) == list(LOCKS)
+    assert sorted(path.parent.name for path in SOURCE_DIR.glob("*/go.mod")) == list(LOCKS)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -125,10 +125,20 @@ def test_no_lock_asks_for_a_later_go_than_the_pinned_one(name: str) -> None:
     assert numbers(locked(name).go) <= numbers(PINS.go.version)
 
 
+def prometheus_release(module_version: str) -> str:
+    """Return the release that a version of Prometheus' module stands for: v0.314.0 is 3.14.0."""
+    _, number, patch = module_version.removeprefix("v").split(".")
+    return f"{int(number) // 100}.{int(number) % 100}.{patch}"
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_a_stamp_that_is_a_version_is_the_pinned_one(name: str) -> None:
     module = PINS.modules[name]
     pinned = {pin.rpartition("@")[2] for pin in module.packages}
+    # Where a program's own releases are named without the v, or (Prometheus) by another number than its module's.
+    pinned |= {version.removeprefix("v") for version in pinned}
+    if name in ("prometheus", "promtool"):
+        pinned |= {prometheus_release(version) for version in pinned if version.startswith("v")}
     for variable, value in module.stamps.items():
         assert value in pinned, f"{name}: {variable} says {value}, built is {pinned}"
 
