@@ -34,9 +34,11 @@ MONITORING_NAMESPACE = "monitoring"
 KEDA_NAMESPACE = "keda"
 # The registry's name inside the cluster: the same whatever its port on the host is, so that manifests in Git never change with it.
 REGISTRY_IN_CLUSTER = "registry.lab"
-# The Git server's name inside the cluster: a Service whose EndpointSlice setup keeps, so that it survives a change of address.
+# The Git server's name inside the cluster: a headless Service whose EndpointSlice setup keeps, so that it survives a change
+# of address. A cluster IP would be dialled before kube-proxy knows it: that connection leaves the cluster, for whoever answers.
 # The dot at the end keeps resolvers from trying the search domains first, the host's among them.
-GIT_HOST_IN_CLUSTER = f"git-server.{FLUX_NAMESPACE}.svc.cluster.local."
+GIT_HOST_IN_CLUSTER = f"git.{FLUX_NAMESPACE}.svc.cluster.local."
+GIT_PORT_INSIDE = 8080
 GIT_REPOSITORY = "lab.git"
 MAIN_BRANCH = "main"
 EDGE_NODE_PORT = 30080
@@ -209,7 +211,7 @@ class Settings:
     @property
     def git_fetch_url(self) -> str:
         """Where Flux fetches from."""
-        return self.git_url or f"http://{GIT_HOST_IN_CLUSTER}/{GIT_REPOSITORY}"
+        return self.git_url or f"http://{GIT_HOST_IN_CLUSTER}:{GIT_PORT_INSIDE}/{GIT_REPOSITORY}"
 
     @property
     def state_dir(self) -> Path:

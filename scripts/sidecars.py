@@ -15,6 +15,7 @@ from scripts.outcome import Outcome
 from scripts.settings import (
     FLUX_NAMESPACE,
     GIT_HOST_IN_CLUSTER,
+    GIT_PORT_INSIDE,
     GIT_REPOSITORY,
     RECEIVER_NODE_PORT,
     Settings,
@@ -22,7 +23,6 @@ from scripts.settings import (
 from scripts.waiting import wait_for
 
 REGISTRY_PORT_INSIDE = 5000
-GIT_PORT_INSIDE = 8080
 READY_TIMEOUT_S = 60
 
 
@@ -95,7 +95,7 @@ def git_service_objects(settings: Settings) -> list[dict[str, Any]]:
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": metadata,
-            "spec": {"ports": [{"name": "http", "port": 80, "targetPort": GIT_PORT_INSIDE}]},
+            "spec": {"clusterIP": "None", "ports": [{"name": "http", "port": GIT_PORT_INSIDE}]},
         },
         {
             "apiVersion": "discovery.k8s.io/v1",

@@ -239,10 +239,10 @@ def test_the_git_servers_address_follows_its_container(engine: Engine) -> None:
     assert slices["endpoints"][0]["addresses"] == ["172.18.0.9"]
     assert slices["metadata"]["labels"] == {"kubernetes.io/service-name": service["metadata"]["name"]}
     assert "selector" not in service["spec"], "a selector would let Kubernetes overwrite the addresses"
-    assert service["spec"]["ports"][0]["targetPort"] == slices["ports"][0]["port"]
-    assert Settings().git_fetch_url.startswith(
-        f"http://{service['metadata']['name']}.{service['metadata']['namespace']}."
-    )
+    assert service["spec"]["clusterIP"] == "None", "kube-proxy learns of an address of its own too late"
+    assert service["spec"]["ports"][0]["port"] == slices["ports"][0]["port"]
+    host = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc.cluster.local."
+    assert Settings().git_fetch_url.startswith(f"http://{host}:{service['spec']['ports'][0]['port']}/")
 
 
 def test_the_hooks_token_is_no_argument(programs: Programs, tmp_path: Path) -> None:
