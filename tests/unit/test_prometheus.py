@@ -26,6 +26,7 @@ from scripts.monitoring.prometheus import (
     QueryError,
     Series,
 )
+from scripts.waiting import wait_for
 from tests.unit.fake_prometheus import FakePrometheus, Refusal, serving, success
 
 
@@ -220,6 +221,8 @@ def test_the_port_forward_goes_to_the_pod_with_the_labs_context_on_the_loopback_
     try:
         with prometheus.connected(kube) as client:
             assert client.instant("up").series == ()
+            # the server answers at once, whether kubectl has begun or not
+            wait_for("kubectl runs", lambda: [] if programs.calls("kubectl") else ["not yet"], timeout_s=20)
     finally:
         endpoints.free_port = original
     (call,) = programs.calls("kubectl")
