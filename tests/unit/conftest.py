@@ -24,7 +24,8 @@ class Programs:
     def add(self, name: str, body: str = "") -> Path:
         """Add a program: a shell body that sees its arguments and, by full path, the machine's own tools."""
         path = self.folder / name
-        record = f'{{ printf "%s\\037" {name} "$@"; printf "\\036"; }} >> "{self.log}"'
+        # One printf is one write at the file's end: calls side by side don't mix.
+        record = f'printf "%s\\037" {name} "$@" "\x1e" >> "{self.log}"'
         path.write_text(f"#!/bin/sh\n{record}\n{body}\n")
         path.chmod(0o755)
         return path
@@ -33,7 +34,7 @@ class Programs:
         """Return the calls so far, oldest first, program name first: of all programs or of one."""
         if not self.log.exists():
             return []
-        calls = [call.split("\x1f")[:-1] for call in self.log.read_text().split("\x1e")[:-1]]
+        calls = [call.split("\x1f")[:-1] for call in self.log.read_text().split("\x1e\x1f")[:-1]]
         return [call for call in calls if not name or call[0] == name]
 
     def forget(self) -> None:
