@@ -59,7 +59,10 @@ def require_no_failure(result: load.LoadResult, at_least: int) -> None:
     assert result.failed == 0, result
 
 
-@pytest.mark.parametrize("environment", ["dev", "staging", "production"])
+@pytest.mark.parametrize(
+    "environment",
+    [pytest.param("dev", marks=pytest.mark.long), "staging", pytest.param("production", marks=pytest.mark.long)],
+)
 def test_a_rollout_of_a_new_version_fails_no_request(settings, kube, clone, environment):
     before = ready_pods(kube, environment)
     clone.edit(
@@ -75,7 +78,8 @@ def test_a_rollout_of_a_new_version_fails_no_request(settings, kube, clone, envi
     require_no_failure(result, 2000)
 
 
-@pytest.mark.parametrize("environment", ["staging", pytest.param("production", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("environment", ["staging", "production"])
 def test_a_change_of_the_configuration_rolls_the_pods_and_fails_no_request(settings, kube, clone, environment):
     before = ready_pods(kube, environment)
     clone.edit(
