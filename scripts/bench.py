@@ -81,7 +81,7 @@ def measure_setup(settings: Settings, versions: Versions) -> tuple[list[Measure]
     source, _ = providing.choose_source(settings)
     provided, _ = providing.provide(settings, versions, source, settings.state_dir / "logs")
     if cluster.node_containers(settings):
-        teardown.teardown(settings, purge=False)
+        teardown.teardown(settings, teardown.Purge.NOTHING)
     bare = _time_bare(settings, provided)
     console.line(f"bare kind create cluster until all pods are Ready: {bare:.1f} s")
     lab = _time_setup(settings)
