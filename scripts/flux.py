@@ -68,6 +68,8 @@ _ARGS: Mapping[str, Mapping[str, str]] = {
         **_COMMON_ARGS,
         # A push that mends a release must not wait until the broken one's health check has timed out.
         "--feature-gates": "CancelHealthCheckOnNewRevision=true",
+        # An environment has some twenty objects: each is compared by a dry run, and these are most of a reconcile.
+        "--concurrent-ssa": "10",
     },
     "helm-controller": _COMMON_ARGS,
     "notification-controller": {k: v for k, v in _COMMON_ARGS.items() if k != "--requeue-dependency"},
@@ -97,6 +99,10 @@ def _tune(deployment: Object, versions: Versions, pin_images: bool) -> None:
     container["resources"]["requests"] = dict(_REQUESTS)
     # No CPU limit: a reconcile is a burst, and a quota of one CPU stretches it over several periods of 100 ms.
     container["resources"]["limits"].pop("cpu", None)
+    # What is fetched, unpacked and built is gone with the pod anyway: in memory no disk is waited for. It stays small.
+    for volume in deployment["spec"]["template"]["spec"]["volumes"]:
+        if "emptyDir" in volume:
+            volume["emptyDir"] = {"medium": "Memory"}
     # Ready is looked for every 10 s by default; a lab that is brought up by a person looks every second.
     container["readinessProbe"]["periodSeconds"] = 1
     image = versions.images[name]
