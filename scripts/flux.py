@@ -51,6 +51,7 @@ MONITORING_COMPONENTS = {
 }
 MONITORING_SYNCS = ("monitoring-definitions", "monitoring-stack", "monitoring-rules")
 NUDGE_AFTER_S = 8.0
+STILL_AT = ": still at "
 
 # Arguments that make Flux answer at once in a lab of one user. Each replaces one of the same name.
 # Source: https://fluxcd.io/flux/installation/configuration/vertical-scaling/ and each controller's options page.
@@ -391,7 +392,7 @@ def pending_kustomizations(kube: Kube, expected: Mapping[str, Expected]) -> list
             message = str(condition(thing).get("message", "not reconciled yet")).strip()
             lines.append(f"Kustomization {name}: {message}")
         elif not _holds(str(thing["status"].get("lastAppliedRevision", "")), wanted):
-            lines.append(f"Kustomization {name}: still at {thing['status'].get('lastAppliedRevision', 'no revision')}")
+            lines.append(f"Kustomization {name}{STILL_AT}{thing['status'].get('lastAppliedRevision', 'no revision')}")
     return lines
 
 
@@ -440,13 +441,17 @@ def wait_until_ready(
     Receiver): it is asked to look, rather than waited for until its interval of ten minutes.
     """
     expected = expected_kustomizations(settings, remote_branches(settings))
-    nudge_at = time.monotonic() + NUDGE_AFTER_S
+    behind: dict[str, float] = {}
 
     def pending() -> list[str]:
-        nonlocal nudge_at
+        nonlocal behind
         lines = pending_kustomizations(kube, expected)
-        if any(": still at " in line for line in lines) and time.monotonic() > nudge_at:
-            nudge_at = time.monotonic() + NUDGE_AFTER_S
+        now = time.monotonic()
+        # Only what stays behind: a Kustomization is Ready a moment before it says at which commit, and asking then
+        # would have everything applied once more.
+        behind = {line: behind.get(line, now) for line in lines if STILL_AT in line}
+        if behind and now - min(behind.values()) >= NUDGE_AFTER_S:
+            behind = {}
             console.note("asking Flux to look again")
             request_reconcile(kube, f"nudge-{time.monotonic_ns()}")
         return lines
