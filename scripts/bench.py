@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from scripts import cluster, console, flux, git, setup, teardown
+from scripts import cluster, console, flux_sync, git, setup, teardown
 from scripts import provide as providing
 from scripts.bench_measure import Measure
 from scripts.deploy import lab_kube
@@ -177,9 +177,9 @@ def measure_pushes(settings: Settings, count: int = PUSHES) -> tuple[list[Measur
                 push_times.append(pushed - begun)
                 console.note(f"push {number + 1}/{count}: {times[-1]:.3f} s")
         finally:
-            flux.settle_sources(kube, git.remote_branches(settings))
+            flux_sync.settle_sources(kube, git.remote_branches(settings))
             restore_branches(settings, before)
-            flux.settle_sources(kube, before)
+            flux_sync.settle_sources(kube, before)
     p50, p95 = statistics.median(times), percentile(times, 95)
     return (
         [

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts import flux
+from scripts import flux_sync
 from scripts.settings import Settings
 
-BEHIND = f"Kustomization dev{flux.STILL_AT}main@sha1:0"
+BEHIND = f"Kustomization dev{flux_sync.STILL_AT}main@sha1:0"
 WORKING = "Kustomization dev: Reconciliation in progress"
 AFTER_LOOKS = 5
 
@@ -28,20 +28,21 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], list[s
             looks += 1
             return look(looks)
 
-        def ask(*_: object) -> list[str]:
+        def ask(*_: object, kustomizations: list[str]) -> list[str]:
             nonlocal asked
             asked += 1
+            assert kustomizations == ["dev"], "the others would apply all that they have again"
             return []
 
         clock = SimpleNamespace(monotonic=lambda: looks * 1.0, monotonic_ns=lambda: looks)
-        monkeypatch.setattr(flux, "time", clock)
-        monkeypatch.setattr(flux, "NUDGE_AFTER_S", AFTER_LOOKS)
-        monkeypatch.setattr(flux, "remote_branches", lambda settings: {})
-        monkeypatch.setattr(flux, "expected_kustomizations", lambda *_: {"dev": flux.Expected("1")})
-        monkeypatch.setattr(flux, "pending_kustomizations", pending)
-        monkeypatch.setattr(flux, "request_reconcile", ask)
+        monkeypatch.setattr(flux_sync, "time", clock)
+        monkeypatch.setattr(flux_sync, "NUDGE_AFTER_S", AFTER_LOOKS)
+        monkeypatch.setattr(flux_sync, "remote_branches", lambda settings: {})
+        monkeypatch.setattr(flux_sync, "expected_kustomizations", lambda *_: {"dev": flux_sync.Expected("1")})
+        monkeypatch.setattr(flux_sync, "pending_kustomizations", pending)
+        monkeypatch.setattr(flux_sync, "request_reconcile", ask)
         settings = replace(Settings(), cluster_name="waited-for")
-        assert flux.wait_until_ready(settings, None, 10, lambda: "", interval_s=0.001) == 1  # type: ignore[arg-type]
+        assert flux_sync.wait_until_ready(settings, None, 10, lambda: "", interval_s=0.001) == 1  # type: ignore[arg-type]
         return asked
 
     return wait
