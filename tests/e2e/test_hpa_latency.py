@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from kubernetes.client import ApiException
 
-from scripts import flux, keda
+from scripts import flux_sync, keda
 from scripts.hpa import changes, facts, reasons
 from scripts.hpa.autoscaler import NAMES, metric_of
 from scripts.hpa.reasons import Kind
@@ -99,7 +99,7 @@ def test_flux_does_not_undo_it(kube, following):
     before = scalers(kube)
     assert set(before) == {NAMES[HpaMetric.LATENCY]}
     asked = f"e2e-{time.monotonic_ns()}"
-    flux.request_reconcile(kube, asked)
+    flux_sync.request_reconcile(kube, asked)
 
     def pending() -> list[str]:
         found = {k["metadata"]["name"]: k for k in kube.list_custom("Kustomization", FLUX_NAMESPACE)}
