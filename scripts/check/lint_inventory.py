@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from scripts.check.model import Rendered, Resource
+from scripts.check.model import Rendered, Resource, release_folder
 
 Object = Mapping[str, Any]
 
@@ -260,7 +260,13 @@ class Inventory:
     @cached_property
     def _makers(self) -> dict[str, str]:
         found: dict[str, str] = {}
+        seen = {i.rendered.kustomization for i in self.items if i.rendered.release_annotations is not None}
         for item in self.items:
+            within = item.rendered
+            if item.kind == "HelmRelease" and (
+                release_folder(within.kustomization, within.flux_kustomizations, item.resource.subject) in seen
+            ):
+                continue
             if item.kind in ("HelmRelease", "HelmChart") and item.group.split(".")[0] == "helm":
                 target = item.spec.get("targetNamespace")
                 found.setdefault(target if isinstance(target, str) else item.namespace, item.resource.subject)
