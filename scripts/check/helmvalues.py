@@ -1,13 +1,15 @@
 """The values that Flux gives to a chart: of references, then of the HelmRelease itself, then of those with a path.
 
 https://fluxcd.io/flux/components/helm/helmreleases/#values. A reference with `targetPath` is read as `helm --set` reads its
-argument, and goes before everything else.
+argument. It goes before what the release itself has where Flux writes through to that: merged values share what only one
+of them has, here as there (ChartValuesFromReferences in github.com/fluxcd/pkg/chartutil).
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -65,7 +67,8 @@ def composed(spec: Mapping[str, Any], lookup: Lookup) -> Values:
         WrongValuesError: for what Flux would refuse.
     """
     own = spec.get("values")
-    written: Values = dict(own) if isinstance(own, Mapping) else {}
+    # A path changes it.
+    written: Values = copy.deepcopy(dict(own)) if isinstance(own, Mapping) else {}
     values: Values = {}
     references = spec.get("valuesFrom")
     for index, reference in enumerate(references if isinstance(references, list) else []):
@@ -183,7 +186,7 @@ class _Setter:
             inner = values.get(name)
             if name in values and not isinstance(inner, dict):
                 raise ValueError(f"can't be put below {name}, which is no mapping")
-            inner = dict(inner or {})
+            inner = {} if inner is None else inner
             self._key(inner)
             if inner:
                 _put(values, name, inner)
@@ -191,7 +194,7 @@ class _Setter:
             present = values.get(name)
             if name in values and not isinstance(present, list):
                 raise ValueError(f"can't be put into {name}, which is no list")
-            _put(values, name, self._item(list(present or [])))
+            _put(values, name, self._item(present or []))
         else:
             raise ValueError(f"has no value for the key {name}")
 
@@ -208,13 +211,14 @@ class _Setter:
         if end == "=":
             value = self._value()
         elif end == "[":
-            value = self._item(list(present) if isinstance(present, list) else [])
+            value = self._item(present if isinstance(present, list) else [])
         elif end == ".":
-            value = dict(present) if isinstance(present, dict) else {}
+            value = present if isinstance(present, dict) else {}
             self._key(value)
         else:
             raise ValueError("has no value for an index")
-        items += [None] * (index + 1 - len(items))
+        if index >= len(items):
+            items = [*items, *[None] * (index + 1 - len(items))]
         items[index] = value
         return items
 

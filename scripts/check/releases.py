@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -184,13 +185,15 @@ class _Round:
         known: Mapping[str, Any] | None = self.store.get("charts", key)
         if known is not None:
             return known
+        started = time.monotonic()
         try:
             made = render(self.tools.helm, self.tools.kustomize, job)
         except HelmError as error:
             return {"error": vars(error)}
         own = definitions(dump(m.data) for m in made if m.data.get("kind") == "CustomResourceDefinition")
         made = in_namespace(made, job.namespace, {**self.crds, **own})
-        return {"objects": [(dump(m.data), m.template) for m in made]}
+        objects = [(dump(m.data), m.template) for m in made]
+        return {"objects": objects, "seconds": time.monotonic() - started}
 
     def _finished(self, release: _Release, job: Job, key: str, record: Mapping[str, Any]) -> Applied:
         self.done.fresh[key] = record
@@ -207,9 +210,16 @@ class _Round:
             texts, objects = [dump(namespace), *texts], [namespace, *objects]
             templates, places = ["spec.install.createNamespace", *templates], [release.flux.place, *places]
         rendering = Rendering(
-            release.spec, key, tuple(texts), tuple(objects), tuple(places), built=True, templates=tuple(templates)
+            release.spec,
+            key,
+            tuple(texts),
+            tuple(objects),
+            tuple(places),
+            seconds=record["seconds"],
+            built=True,
+            templates=tuple(templates),
         )
-        return self._applied(release, rendering, job.chart.label)
+        return self._applied(release, rendering, job.chart)
 
     def _namespace(self, release: _Release, job: Job) -> dict[str, Any] | None:
         """Return the namespace that Helm makes before anything else, where nothing in the tree does."""
@@ -262,8 +272,11 @@ class _Round:
         self._add(release, Stage.BUILD, rule, message, mend, place)
         return self._applied(release, Rendering(release.spec, digest(release.spec.folder)))
 
-    def _applied(self, release: _Release, rendering: Rendering, chart: str = "") -> Applied:
-        return Applied(rendering, [], list(release.owner.scopes), [release.owner], release=release.flux, chart=chart)
+    def _applied(self, release: _Release, rendering: Rendering, chart: Chart | None = None) -> Applied:
+        return Applied(
+            rendering, [], list(release.owner.scopes), [release.owner], release.flux,
+            chart.label if chart else "", bool(chart and chart.folder),
+        )  # fmt: skip
 
     def _add(
         self, release: _Release, stage: Stage, rule: str, message: str, mend: str, place: Place, warning: bool = False
@@ -281,16 +294,21 @@ def keep(releases: Releases, store: Store) -> None:
 
 
 def with_templates(applied: Iterable[Applied], findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield findings, those about a chart's objects with the release and the chart's file in their message."""
-    templates = {
-        (a.rendering.spec.folder, r.subject): (a.release.subject, r.template)
-        for a in applied
-        if a.release
-        for r in a.rendering.resources
-    }
+    """Yield findings, those about a chart's objects with the release and the chart's file in their message.
+
+    What a rule finds in a chart from elsewhere is a warning: nobody can mend it here but by values.
+    """
+    owners = {a.rendering.spec.folder: a for a in applied if a.release}
+    templates = {(f, r.subject): r.template for f, a in owners.items() for r in a.rendering.resources}
     for finding in findings:
-        release, template = templates.get((finding.kustomization, finding.subject), ("", ""))
-        yield replace(finding, message=f"{finding.message} ({release}: {template})") if template else finding
+        template = templates.get((finding.kustomization, finding.subject), "")
+        if template:
+            owner = owners[finding.kustomization]
+            assert owner.release is not None
+            finding = replace(finding, message=f"{finding.message} ({owner.release.subject}: {template})")
+            if finding.stage is Stage.LINT and not owner.own_chart:
+                finding = replace(finding, severity=Severity.WARNING)
+        yield finding
 
 
 def _release_name(flux: FluxObject) -> str:

@@ -45,9 +45,10 @@ class Applied:
     scopes: list[str] = field(default_factory=list)
     # The renderings that hold the Flux Kustomizations which apply it.
     parents: list[Applied] = field(default_factory=list)
-    # The HelmRelease that it is what Helm renders of, and its chart.
+    # The HelmRelease that it is what Helm renders of, its chart, and whether that is in the tree.
     release: FluxObject | None = None
     chart: str = ""
+    own_chart: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
