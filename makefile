@@ -144,6 +144,10 @@ lint: $(VENV)/.complete ## ruff and mypy
 test: $(VENV)/.complete ## unit and manifest tests: no cluster, no container engine
 	@$(LAB) tools
 	@$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+test-helm: $(VENV)/.complete ## the tests of HelmReleases with Helm itself, which it brings first
+	@$(LAB) helm
+	@$(LAB) tools
+	@$(VENV)/bin/python -m pytest tests/helm --numprocesses auto --maxprocesses 8
 e2e: $(VENV)/.complete ## end-to-end tests on the running lab
 	@$(VENV)/bin/python -m pytest tests/e2e -m "not long" --timeout 600 --durations 20
 e2e-long: $(VENV)/.complete ## those that take minutes: kills, restarts, drains

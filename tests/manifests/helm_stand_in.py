@@ -6,6 +6,7 @@ The same tests run with Helm itself in tests/helm (`make test-helm`), which hold
 import json
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def chart(folder: Path, given: Values, scope: Values, prefix: str, options: list
 def main(arguments: list[str]) -> None:
     command, release, folder, *options = arguments
     assert command == "template", arguments
-    chosen = dict(zip(options, options[1:], strict=False))
+    chosen = dict(pairwise(options))
     values = json.loads(Path(chosen["--values"]).read_text())
     served = chosen.get("--api-versions", "").split(",")
     scope = {

@@ -52,7 +52,9 @@ def from_tree(path: str = "./charts/web", more: str = "") -> str:
 
 def from_repository(version: str = "", more: str = "") -> str:
     pin = f"      version: '{version}'\n" if version else ""
-    return f"  chart:\n    spec:\n      chart: web\n      sourceRef: {{kind: HelmRepository, name: charts}}\n{pin}{more}"
+    return (
+        f"  chart:\n    spec:\n      chart: web\n      sourceRef: {{kind: HelmRepository, name: charts}}\n{pin}{more}"
+    )
 
 
 def release(source: str, spec: str = "", name: str = "web", metadata: str = "") -> str:

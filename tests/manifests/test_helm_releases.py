@@ -430,7 +430,9 @@ def test_rules_judge_charts_and_only_warn_of_those_from_elsewhere(
     linter = [e for e in extra_stages(Settings()) if e.stage is Stage.LINT]
     found = {f.rule: f for f in look(stages=(Stage.BUILD, Stage.LINT), extra=tuple(linter)).findings}
     assert found["latest-tag"].severity is severity
-    assert str(found["latest-tag"].place) == ("charts/web/templates/deployment.yaml:2" if own else "apps/release.yaml:1")
+    assert str(found["latest-tag"].place) == (
+        "charts/web/templates/deployment.yaml:2" if own else "apps/release.yaml:1"
+    )
     assert found["latest-tag"].message.endswith("(HelmRelease apps/web: web/templates/deployment.yaml)")
     # What the release gives a reason for is silent in all that its chart renders.
     assert "run-as-non-root" not in found
@@ -451,7 +453,9 @@ def test_a_service_that_a_chart_makes_is_seen_by_what_refers_to_it(tmp_path: Pat
 
     # All that the release installs is seen, so what is not there is missing for sure.
     assert missing() == [Severity.ERROR]
-    service = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}], selector: {app: web}}\n"
+    service = (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}], selector: {app: web}}\n"
+    )
     write(tmp_path / "tree", {"charts/web/templates/service.yaml": service})
     assert missing() == []
     write(tmp_path / "tree", {"apps/release.yaml": release(from_repository("9.9.9"))})

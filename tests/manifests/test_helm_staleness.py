@@ -14,7 +14,17 @@ from scripts.check.model import Report, Stage
 from scripts.check.runner import Options, check
 from scripts.git import git
 from tests.manifests.checking import options
-from tests.manifests.helmtrees import REPOSITORY, SETTINGS, archive, below, chart, from_repository, from_tree, release, tree
+from tests.manifests.helmtrees import (
+    REPOSITORY,
+    SETTINGS,
+    archive,
+    below,
+    chart,
+    from_repository,
+    from_tree,
+    release,
+    tree,
+)
 from tests.manifests.test_helm_releases import CRD, helm, values_map
 
 __all__ = ["helm"]
