@@ -132,7 +132,8 @@ def _environment(folder: Path) -> dict[str, str]:
     """Return variables that leave Helm without the user's settings, plugins, repositories and cluster."""
     own = {f"HELM_{kind}_HOME": str(folder / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
     own |= {"HELM_PLUGINS": str(folder / "plugins"), "HELM_DEBUG": "false", "HELM_NAMESPACE": "default"}
-    own |= {"HELM_REPOSITORY_CONFIG": str(folder / "none.yaml"), "HELM_REPOSITORY_CACHE": str(folder / "none")}
+    own |= {f"HELM_{kind}_CONFIG": str(folder / f"no-{kind.lower()}") for kind in ("REPOSITORY", "REGISTRY")}
+    own |= {f"HELM_{kind}_CACHE": str(folder / kind.lower()) for kind in ("REPOSITORY", "CONTENT")}
     return {**GO_ENV, **own, "KUBECONFIG": str(folder / "no-cluster")}
 
 
@@ -218,7 +219,7 @@ def in_namespace(made: Sequence[Made], namespace: str, crds: Mapping[tuple[str, 
 def _explained(stderr: str) -> HelmError:
     """Return what Helm's error means."""
     lines = [line for line in stderr.splitlines() if not line.startswith(("level=", "time=", "WARNING"))]
-    text = "\n".join(lines).removeprefix("Error: ").partition("\n\nUse --debug")[0].strip()
+    text = "\n".join(lines).removeprefix("Error: ").partition("\n\nUse --debug")[0].strip() or stderr.strip()
     if "values don't meet the specifications" in text:
         faults = list(_SCHEMA_ERROR.finditer(text))
         told = "; ".join(f"{f['pointer'] or 'values'}: {f['why']}" for f in faults) or " ".join(text.split())

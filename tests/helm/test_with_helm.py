@@ -8,20 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts import settings, versions
+from scripts import versions
 from tests.manifests import helmtrees
+from tests.manifests.helmtrees import Look
 from tests.manifests.test_helm_releases import *  # noqa: F403
-from tests.manifests.test_helm_releases import Look, data, look, objects, told
+from tests.manifests.test_helm_releases import data, objects, told
 from tests.manifests.test_helm_staleness import *  # noqa: F403
-
-__all__ = ["look"]
-
-
-@pytest.fixture(scope="session")
-def helm() -> Path:
-    binary = settings.load().tools_dir / "helm"
-    assert binary.exists(), f"{binary} is not there: `make helm` brings it"
-    return binary
 
 
 def test_it_is_the_pinned_one(helm: Path) -> None:
@@ -56,7 +48,7 @@ def test_a_helper_that_fails_is_found_where_it_is_written(tmp_path: Path, look: 
 
 
 BROKEN = {
-    "syntax": (helmtrees.SETTINGS + "  x: {{ .Values.a\n", "charts/web/templates/settings.yaml:8"),
+    "syntax": (helmtrees.SETTINGS + "  x: {{ .Values.a\n", "charts/web/templates/settings.yaml:9"),
     "what it renders to": (helmtrees.SETTINGS + "  a: b: c\n", "charts/web/templates/settings.yaml"),
 }
 

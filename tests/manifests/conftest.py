@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,12 @@ import pytest
 import yaml
 
 from scripts import settings
+from scripts.check.model import Report, Stage
+from scripts.check.runner import check
 from scripts.process import run
+from tests.manifests import helm_stand_in
+from tests.manifests.checking import options
+from tests.manifests.helmtrees import Look
 
 Object = dict[str, Any]
 Build = Callable[[Path], str]
@@ -80,3 +86,22 @@ def render(build: Build) -> Callable[[Path], Tree]:
 def copy_of_tree(tmp_path: Path) -> Path:
     """A copy of flux-cd/ to break or change."""
     return Path(shutil.copytree(settings.FLUX_CD, tmp_path / "flux-cd"))
+
+
+@pytest.fixture(scope="session")
+def helm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    binary = tmp_path_factory.mktemp("helm") / "helm"
+    binary.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{helm_stand_in.__file__}" "$@"\n')
+    binary.chmod(0o755)
+    return binary
+
+
+@pytest.fixture
+def look(tmp_path: Path, helm: Path) -> Look:
+    """Check the tree below tmp_path, with the folder `shelf` for charts."""
+
+    def run(**changes: Any) -> Report:
+        chosen = {"helm": helm, "charts": (tmp_path / "shelf",), "stages": (Stage.STRUCTURE, Stage.BUILD), **changes}
+        return check(options(tmp_path / "tree", tmp_path / "cache", **chosen), need_renderings=True).report
+
+    return run

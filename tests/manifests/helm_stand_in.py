@@ -37,6 +37,8 @@ def evaluated(expression: str, scope: Values, at: str) -> str:
         return str(rest[0].strip('"') in scope["Capabilities"]["APIVersions"]).lower()
     value: Any = scope
     for step in word.strip(".").split("."):
+        if value is None:
+            fail(f"{at}\n  executing at <{word}>:\n    nil pointer evaluating interface {{}}.{step}")
         value = value.get(step) if isinstance(value, dict) else None
     text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return json.dumps(text) if "quote" in rest else text

@@ -2,10 +2,13 @@
 
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from scripts.check.model import Report
 from tests.manifests.checking import HEAD, write
+
+Look = Callable[..., Report]
 
 CHART = "apiVersion: v2\nname: web\nversion: {}\n"
 SETTINGS = (
@@ -21,6 +24,8 @@ REPOSITORY = (
 
 def chart(version: str = "1.2.0", **files: str) -> dict[str, str]:
     """Return a chart's files: one ConfigMap that shows its values; others by their path, `__` for `/` and `_` for `.`."""
+    if "values_yaml" in files:
+        files["values_yaml"] += "a:\n  b: chart\n"
     more = {name.replace("__", "/").replace("_yaml", ".yaml"): text for name, text in files.items()}
     return {
         "Chart.yaml": CHART.format(version),

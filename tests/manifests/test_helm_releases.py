@@ -3,8 +3,6 @@
 Here a small program stands in for Helm; tests/helm runs these tests with Helm itself.
 """
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,13 @@ from scripts.check.outputs import as_json
 from scripts.check.report import closing_line
 from scripts.check.runner import check
 from scripts.settings import Settings
-from tests.manifests import helm_stand_in
 from tests.manifests.checking import config_map, options, write
 from tests.manifests.conftest import load_all
 from tests.manifests.helmtrees import (
     CHART,
     REPOSITORY,
     SETTINGS,
+    Look,
     archive,
     below,
     chart,
@@ -34,28 +32,8 @@ from tests.manifests.helmtrees import (
 )
 
 Object = dict[str, Any]
-Look = Callable[..., Report]
 ROW = "apps: HelmRelease apps/web"
 NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: apps\n"
-
-
-@pytest.fixture(scope="session")
-def helm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    binary = tmp_path_factory.mktemp("helm") / "helm"
-    binary.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{helm_stand_in.__file__}" "$@"\n')
-    binary.chmod(0o755)
-    return binary
-
-
-@pytest.fixture
-def look(tmp_path: Path, helm: Path) -> Look:
-    """Check the tree below tmp_path, with the folder `shelf` for charts."""
-
-    def run(**changes: Any) -> Report:
-        chosen = {"helm": helm, "charts": (tmp_path / "shelf",), "stages": (Stage.STRUCTURE, Stage.BUILD), **changes}
-        return check(options(tmp_path / "tree", tmp_path / "cache", **chosen), need_renderings=True).report
-
-    return run
 
 
 def objects(report: Report, row: str = ROW) -> list[Object]:

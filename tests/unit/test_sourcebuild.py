@@ -19,7 +19,7 @@ from tests.unit.conftest import Programs, Until
 
 PINS = versions.load()
 ROOTFS = {recipe.name for recipe in rootfs.ALL}
-ON_DEMAND = {"keda"}
+ON_DEMAND = {"helm", "keda"}
 MODULES = set(PINS.modules) - ON_DEMAND
 OTHERS = {"flux-cli", "module-files", "envoy", "alertmanager", "prometheus-ui"}
 
