@@ -34,7 +34,8 @@ def evaluated(expression: str, scope: Values, at: str) -> str:
         if not evaluated(word, scope, at):
             fail(f"execution error at ({at}): {message[1:-1]}")
     if word == ".Capabilities.APIVersions.Has":
-        return str(rest[0].strip('"') in scope["Capabilities"]["APIVersions"]).lower()
+        text = str(rest[0].strip('"') in scope["Capabilities"]["APIVersions"]).lower()
+        return json.dumps(text) if "quote" in rest else text
     value: Any = scope
     for step in word.strip(".").split("."):
         if value is None:
