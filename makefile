@@ -55,7 +55,7 @@ $(VENV)/.complete: requirements.lock
 ##@ The lab
 setup-all: $(VENV)/.complete ## bring the whole lab up: cluster, Flux, dev, staging, production
 	@$(LAB) setup-all
-teardown: $(VENV)/.complete ## take it down; PURGE=1 also removes volumes and caches
+teardown: $(VENV)/.complete ## take it down; PURGE=volumes with Git history and images, PURGE=1 with caches too
 	@$(LAB) teardown
 status: $(VENV)/.complete ## what runs, what is not healthy and why; OUTPUT=json for machines
 	@$(LAB) status

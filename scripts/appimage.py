@@ -24,6 +24,7 @@ from scripts.outcome import Outcome
 from scripts.process import run
 from scripts.reproducible import normalise
 from scripts.settings import APP_DIR, APP_NAME, FLUX_CD, REGISTRY_IN_CLUSTER, ROOT, Settings
+from scripts.transfer import direct_session
 
 IMAGE_IN_CLUSTER = f"{REGISTRY_IN_CLUSTER}/{APP_NAME}"
 BASE_KUSTOMIZATION = FLUX_CD / "applications" / "_base-app-config" / "kustomization.yaml"
@@ -154,8 +155,7 @@ def remove_traces(packages: Path) -> None:
 
 def pushed_digest(settings: Settings, tag: str, repository: str = APP_NAME) -> str:
     """Return the digest of a tag in the lab's registry, or "" if it is not there."""
-    session = requests.Session()
-    session.trust_env = False
+    session = direct_session()
     url = f"http://127.0.0.1:{settings.registry_port}/v2/{repository}/manifests/{tag}"
     try:
         answer = session.head(url, headers={"Accept": ACCEPT}, timeout=10)

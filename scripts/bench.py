@@ -16,15 +16,25 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from scripts import cluster, console, flux, git, setup, teardown
+from scripts import cluster, console, flux_sync, git, setup, teardown
 from scripts import provide as providing
 from scripts.bench_measure import Measure
 from scripts.deploy import lab_kube
 from scripts.docker import containers_with_label, docker, engine_info, memory_of
 from scripts.errors import LabError, NotReadyError
 from scripts.kube import Kube
+from scripts.monitoring import mode
 from scripts.process import run
-from scripts.settings import APP_NAME, KIND_CLUSTER_LABEL, MAIN_BRANCH, OVERLAYS, OWNER_LABEL, ROOT, Settings
+from scripts.settings import (
+    APP_NAME,
+    KIND_CLUSTER_LABEL,
+    MAIN_BRANCH,
+    OVERLAYS,
+    OWNER_LABEL,
+    ROOT,
+    Monitoring,
+    Settings,
+)
 from scripts.sidecars import restore_branches
 from scripts.versions import Versions
 from scripts.waiting import wait_for
@@ -38,6 +48,7 @@ GOALS = {
     "push_p50_s": 0.5,
     "push_p95_s": 0.8,
     "memory_gib": 2.0,
+    "memory_with_monitoring_gib": 3.0,
 }
 
 
@@ -81,7 +92,7 @@ def measure_setup(settings: Settings, versions: Versions) -> tuple[list[Measure]
     source, _ = providing.choose_source(settings)
     provided, _ = providing.provide(settings, versions, source, settings.state_dir / "logs")
     if cluster.node_containers(settings):
-        teardown.teardown(settings, purge=False)
+        teardown.teardown(settings, teardown.Purge.NOTHING)
     bare = _time_bare(settings, provided)
     console.line(f"bare kind create cluster until all pods are Ready: {bare:.1f} s")
     lab = _time_setup(settings)
@@ -114,6 +125,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
         "GIT_REMOTE": settings.git_remote,
         "IMAGE_SOURCE": str(settings.image_source),
         "EDGE": str(settings.edge),
+        "MONITORING": str(settings.monitoring),
     }
 
 
@@ -165,9 +177,9 @@ def measure_pushes(settings: Settings, count: int = PUSHES) -> tuple[list[Measur
                 push_times.append(pushed - begun)
                 console.note(f"push {number + 1}/{count}: {times[-1]:.3f} s")
         finally:
-            flux.settle_sources(kube, git.remote_branches(settings))
+            flux_sync.settle_sources(kube, git.remote_branches(settings))
             restore_branches(settings, before)
-            flux.settle_sources(kube, before)
+            flux_sync.settle_sources(kube, before)
     p50, p95 = statistics.median(times), percentile(times, 95)
     return (
         [
@@ -238,7 +250,9 @@ def measure_memory(settings: Settings) -> tuple[list[Measure], dict[str, Any]]:
         raise LabError("There is no lab whose memory could be measured.", "make setup-all")
     uses = memory_of(names)
     total = sum(u.bytes_used for u in uses) / 1024**3
+    monitoring = mode.in_lab(settings)
+    goal = GOALS["memory_gib" if monitoring is Monitoring.NONE else "memory_with_monitoring_gib"]
     return (
-        [Measure("memory of all containers", total, GOALS["memory_gib"], "GiB")],
+        [Measure(f"memory of all containers, monitoring {monitoring}", total, goal, "GiB")],
         {u.container: u.bytes_used for u in uses},
     )

@@ -144,7 +144,7 @@ def _timings(chosen: Settings) -> int:
 def _teardown(chosen: Settings) -> int:
     from scripts import teardown
 
-    teardown.teardown(chosen, purge=os.environ.get("PURGE") == "1")
+    teardown.teardown(chosen, teardown.purge_of(os.environ))
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from scripts import appimage, console, endpoints, flux, git
+from scripts import appimage, console, endpoints, flux, flux_sync, git
 from scripts import provide as providing
 from scripts.cache import now_iso
 from scripts.docker import engine_info
@@ -59,7 +59,7 @@ def wait_until_live(settings: Settings, kube: Kube) -> None:
     """Wait until every Kustomization is Ready at its branch's commit."""
     started = time.monotonic()
     with console.Board() as board, board.task("waiting until it is live"):
-        ready = flux.wait_until_ready(settings, kube, LIVE_TIMEOUT_S, lambda: explain_now(kube), interval_s=0.1)
+        ready = flux_sync.wait_until_ready(settings, kube, LIVE_TIMEOUT_S, lambda: explain_now(kube), interval_s=0.1)
     console.done("live", time.monotonic() - started, f"{ready} Kustomizations Ready")
 
 
@@ -98,7 +98,7 @@ def _require_running(kube: Kube, tag: str) -> None:
 def reconcile(settings: Settings) -> None:
     """Ask Flux to look at everything now, and wait until all is Ready."""
     kube = lab_kube(settings)
-    asked = flux.request_reconcile(kube, f"{now_iso()}-{time.monotonic_ns()}")
+    asked = flux_sync.request_reconcile(kube, f"{now_iso()}-{time.monotonic_ns()}")
     console.line(f"asked {len(asked)} sources and Kustomizations")
     wait_until_live(settings, kube)
 

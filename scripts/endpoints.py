@@ -14,6 +14,7 @@ from scripts.errors import LabError
 from scripts.kube import Kube
 from scripts.process import Background, background
 from scripts.settings import APP_NAME, APP_PORT, Edge, Settings, environments
+from scripts.transfer import direct_session
 from scripts.waiting import wait_for
 
 PATHS = ("/healthz", "/readyz", "/work", "/metrics")
@@ -58,8 +59,7 @@ def check_environment(
 
 
 def _check(environment: str, path: str, url: str, host: str) -> EndpointResult:
-    session = requests.Session()
-    session.trust_env = False
+    session = direct_session()
     started = time.monotonic()
     try:
         answer = session.get(url, headers={"Host": host}, timeout=REQUEST_TIMEOUT_S)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -16,10 +14,8 @@ from scripts import console
 from scripts.appimage import IMAGE_IN_CLUSTER
 from scripts.cache import digest_of
 from scripts.fluxcli import CONTROLLERS
-from scripts.git import differs as git_differs
-from scripts.git import ensure_known, remote_branches
 from scripts.kube import Kube, Object, condition, is_ready
-from scripts.monitoring import full, mode
+from scripts.monitoring import full
 from scripts.outcome import Outcome
 from scripts.process import run
 from scripts.settings import (
@@ -31,8 +27,6 @@ from scripts.settings import (
     Edge,
     Monitoring,
     Settings,
-    environments,
-    source_name,
 )
 from scripts.sidecars import connect_receiver, git_service_objects
 from scripts.sources import PROMOTED, hook_scopes, source_scopes
@@ -50,7 +44,6 @@ MONITORING_COMPONENTS = {
     Monitoring.FULL: "bootstrap/monitoring-full",
 }
 MONITORING_SYNCS = ("monitoring-definitions", "monitoring-stack", "monitoring-rules")
-NUDGE_AFTER_S = 8.0
 
 # Arguments that make Flux answer at once in a lab of one user. Each replaces one of the same name.
 # Source: https://fluxcd.io/flux/installation/configuration/vertical-scaling/ and each controller's options page.
@@ -68,6 +61,8 @@ _ARGS: Mapping[str, Mapping[str, str]] = {
         **_COMMON_ARGS,
         # A push that mends a release must not wait until the broken one's health check has timed out.
         "--feature-gates": "CancelHealthCheckOnNewRevision=true",
+        # An environment has some twenty objects: each is compared by a dry run, and these are most of a reconcile.
+        "--concurrent-ssa": "10",
     },
     "helm-controller": _COMMON_ARGS,
     "notification-controller": {k: v for k, v in _COMMON_ARGS.items() if k != "--requeue-dependency"},
@@ -97,6 +92,10 @@ def _tune(deployment: Object, versions: Versions, pin_images: bool) -> None:
     container["resources"]["requests"] = dict(_REQUESTS)
     # No CPU limit: a reconcile is a burst, and a quota of one CPU stretches it over several periods of 100 ms.
     container["resources"]["limits"].pop("cpu", None)
+    # What is fetched, unpacked and built is gone with the pod anyway: in memory no disk is waited for. It stays small.
+    for volume in deployment["spec"]["template"]["spec"]["volumes"]:
+        if "emptyDir" in volume:
+            volume["emptyDir"] = {"medium": "Memory"}
     # Ready is looked for every 10 s by default; a lab that is brought up by a person looks every second.
     container["readinessProbe"]["periodSeconds"] = 1
     image = versions.images[name]
@@ -363,121 +362,6 @@ def _remember(kube: Kube, values: Mapping[str, str]) -> None:
             }
         ]
     )
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What a Kustomization must be Ready at: a commit, or an older one with the same files below its paths."""
-
-    commit: str
-    paths: tuple[str, ...] = ()
-
-
-def pending_kustomizations(kube: Kube, expected: Mapping[str, Expected]) -> list[str]:
-    """Return which of the expected Kustomizations are not Ready at what is expected of them, one line each."""
-    found = {k["metadata"]["name"]: k for k in kube.list_custom("Kustomization", FLUX_NAMESPACE)}
-    lines = []
-    for name, wanted in expected.items():
-        thing = found.get(name)
-        if not thing:
-            lines.append(f"Kustomization {name}: not created yet")
-        elif not is_ready(thing):
-            message = str(condition(thing).get("message", "not reconciled yet")).strip()
-            lines.append(f"Kustomization {name}: {message}")
-        elif not _holds(str(thing["status"].get("lastAppliedRevision", "")), wanted):
-            lines.append(f"Kustomization {name}: still at {thing['status'].get('lastAppliedRevision', 'no revision')}")
-    return lines
-
-
-def _holds(revision: str, wanted: Expected) -> bool:
-    """Whether a revision (`branch@sha1:commit`) is the wanted commit, or has the same files as far as they are read."""
-    held = revision.rpartition(":")[2]
-    if not wanted.commit or held == wanted.commit:
-        return True
-    return bool(held and wanted.paths) and not git_differs(held, wanted.commit, wanted.paths)
-
-
-def expected_kustomizations(settings: Settings, branches: Mapping[str, str]) -> dict[str, Expected]:
-    """Return every Kustomization of the lab with what it must be Ready at."""
-    sources = {ROOT_NAME: ROOT_NAME, "applications-sync": "applications"}
-    sources |= {"infrastructure-sync": "infrastructure", "metrics-server-sync": "infrastructure"}
-    if settings.edge is not Edge.NONE:
-        sources["edge-sync"] = "infrastructure"
-    if mode.in_lab(settings) is not Monitoring.NONE:
-        sources |= dict.fromkeys(MONITORING_SYNCS, "infrastructure")
-    sources |= {environment: source_name(environment) for environment in environments()}
-    ensure_known(settings, branches)
-    scopes = {scope.name: scope for scope in source_scopes()}
-    return {
-        name: Expected(branches.get(scopes[source].branch, ""), scopes[source].paths)
-        for name, source in sources.items()
-    }
-
-
-def request_reconcile(kube: Kube, when: str) -> list[str]:
-    """Ask Flux to look at every source and Kustomization now; return what was asked."""
-    patch: dict[str, Any] = {"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": when}}}
-    asked = []
-    for kind in ("GitRepository", "Kustomization"):
-        for thing in kube.list_custom(kind, FLUX_NAMESPACE):
-            kube.patch_custom(kind, FLUX_NAMESPACE, thing["metadata"]["name"], patch)
-            asked.append(f"{kind}/{thing['metadata']['name']}")
-    return asked
-
-
-def wait_until_ready(
-    settings: Settings, kube: Kube, timeout_s: float, explain: Callable[[], str], interval_s: float = 0.2
-) -> int:
-    """Wait until every Kustomization is Ready at its branch's commit and return how many there are.
-
-    A source that is behind although nobody is working on it was not told of a push (the hook could not reach the
-    Receiver): it is asked to look, rather than waited for until its interval of ten minutes.
-    """
-    expected = expected_kustomizations(settings, remote_branches(settings))
-    nudge_at = time.monotonic() + NUDGE_AFTER_S
-
-    def pending() -> list[str]:
-        nonlocal nudge_at
-        lines = pending_kustomizations(kube, expected)
-        if any(": still at " in line for line in lines) and time.monotonic() > nudge_at:
-            nudge_at = time.monotonic() + NUDGE_AFTER_S
-            console.note("asking Flux to look again")
-            request_reconcile(kube, f"nudge-{time.monotonic_ns()}")
-        return lines
-
-    wait_for(
-        "every Kustomization is Ready at its branch's commit",
-        pending,
-        timeout_s=timeout_s,
-        interval_s=interval_s,
-        mend="`make status` shows the state, `make diagnose` collects everything; to undo a change: git revert, make push",
-        explain=explain,
-    )
-    return len(expected)
-
-
-def settle_sources(kube: Kube, branches: Mapping[str, str], timeout_s: float = 60) -> None:
-    """Make every source hold its branch's commit, asking again as long as one does not.
-
-    Once is not enough after branches were set back: a reconcile that begins while the last one is still being
-    written compares with what it read before, and leaves the artifact of the commit in between.
-    """
-    asked_at = 0.0
-
-    def pending() -> list[str]:
-        nonlocal asked_at
-        stale = []
-        for source in kube.list_custom("GitRepository", FLUX_NAMESPACE):
-            commit = branches.get(source["spec"]["ref"].get("branch", ""), "")
-            held = str(source.get("status", {}).get("artifact", {}).get("revision", ""))
-            if not held.endswith(commit):
-                stale.append(f"{source['metadata']['name']} is at {held or 'no revision'}")
-        if stale and time.monotonic() - asked_at > 1:
-            asked_at = time.monotonic()
-            request_reconcile(kube, f"settle-{time.monotonic_ns()}")
-        return stale
-
-    wait_for("every source holds its branch's commit", pending, timeout_s=timeout_s)
 
 
 def app_deployment(kube: Kube, environment: str) -> Object:

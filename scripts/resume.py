@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 
-from scripts import cluster, console, flux, git, setup
+from scripts import cluster, console, flux, flux_sync, git, setup
 from scripts.cache import lock, now_iso
 from scripts.docker import container_state, docker
 from scripts.engine import ensure_engine
@@ -53,8 +53,8 @@ def resume(settings: Settings) -> int:
             flux.ensure_bootstrap(settings, kube, cluster.network_subnet(settings), credentials)
             if settings.owns_git:
                 flux.connect_git_server(settings, kube)
-            flux.request_reconcile(kube, now_iso())
-            ready = flux.wait_until_ready(settings, kube, setup.READY_TIMEOUT_S, lambda: explain_now(kube))
+            flux_sync.request_reconcile(kube, now_iso())
+            ready = flux_sync.wait_until_ready(settings, kube, setup.READY_TIMEOUT_S, lambda: explain_now(kube))
             wait_for("every pod is Ready", lambda: cluster.not_ready_pods(kube), timeout_s=180, interval_s=0.5)
             checked = setup.wait_for_endpoints(settings, kube)
         console.done("lab", time.monotonic() - began, f"{ready} Kustomizations Ready, {checked} endpoints answer")

@@ -16,6 +16,7 @@ from scripts import (
     console,
     endpoints,
     flux,
+    flux_sync,
     git,
     labfacts,
     manifests,
@@ -274,7 +275,7 @@ def wait_and_verify(run: Run) -> Outcome:
     settings, kube = run.settings, run.kube
     if settings.owns_cluster:
         cluster.wait_for_nodes(kube, NODES)
-    ready = flux.wait_until_ready(settings, kube, READY_TIMEOUT_S, lambda: explain(kube))
+    ready = flux_sync.wait_until_ready(settings, kube, READY_TIMEOUT_S, lambda: explain(kube))
     checked = wait_for_endpoints(settings, kube)
     return Outcome(False, f"{ready} Kustomizations Ready, {checked} endpoints answer")
 

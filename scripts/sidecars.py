@@ -20,6 +20,7 @@ from scripts.settings import (
     RECEIVER_NODE_PORT,
     Settings,
 )
+from scripts.transfer import direct_session
 from scripts.waiting import wait_for
 
 REGISTRY_PORT_INSIDE = 5000
@@ -69,8 +70,7 @@ def ensure_git_server(settings: Settings, image: str) -> Outcome:
 
 
 def _wait_for_http(what: str, container: str, url: str) -> None:
-    session = requests.Session()
-    session.trust_env = False  # a proxy is never between this machine and itself
+    session = direct_session()
 
     def pending() -> list[str]:
         try:

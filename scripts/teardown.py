@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
+from enum import StrEnum
 
 from scripts import cluster, console, git
 from scripts.cache import lock
 from scripts.docker import container_state, docker, engine_info, inspect, is_ours
+from scripts.engine import ensure_engine
 from scripts.errors import LabError
 from scripts.kube import Kube
 from scripts.monitoring import mode
@@ -16,15 +19,40 @@ from scripts.provide import forget_source
 from scripts.settings import Settings
 
 
-def teardown(settings: Settings, purge: bool) -> None:
-    """Remove cluster, side containers, network, context and Git remote; with purge also volumes and caches."""
+class Purge(StrEnum):
+    """How much of what outlives a cluster goes with it: PURGE's values."""
+
+    NOTHING = ""
+    VOLUMES = "volumes"
+    ALL = "1"
+
+
+def purge_of(environ: Mapping[str, str]) -> Purge:
+    """Read what PURGE asks for; another word is refused, as one that is not understood must not delete."""
+    value = environ.get("PURGE", "")
+    try:
+        return Purge("" if value == "0" else value)
+    except ValueError:
+        raise LabError(
+            f"PURGE={value} is not known.",
+            "PURGE=volumes removes Git history and pushed images, PURGE=1 also this user's caches",
+        ) from None
+
+
+def teardown(settings: Settings, purge: Purge) -> None:
+    """Remove cluster, side containers, network, context and Git remote, and what purge names.
+
+    With a purge the engine is started if it stands still: volumes are only removed by it.
+    """
     if not settings.owns_cluster:
         raise LabError(
             "teardown removes what setup made, and KUBE_CONTEXT names a cluster that it did not make.",
             "to take Flux out of it: flux uninstall --context …",
         )
     started = time.monotonic()
-    if not engine_info():
+    if purge is not Purge.NOTHING:
+        ensure_engine(settings)
+    elif not engine_info():
         raise LabError(
             "No container engine answers, so there is nothing that can be taken down.",
             "make resume starts the engine that setup started; then make teardown",
@@ -34,14 +62,14 @@ def teardown(settings: Settings, purge: bool) -> None:
         console.Board() as board,
         board.task("taking the lab down"),
     ):
-        removed = _remove(settings, purge)
-    if purge:
+        removed = _remove(settings, purge is not Purge.NOTHING)
+    if purge is Purge.ALL:
         shutil.rmtree(settings.state_dir, ignore_errors=True)
         clean(settings, cache=True)
     console.done("teardown", time.monotonic() - started, ", ".join(removed) or "there was nothing to remove")
 
 
-def _remove(settings: Settings, purge: bool) -> list[str]:
+def _remove(settings: Settings, volumes: bool) -> list[str]:
     removed = []
     if cluster.node_containers(settings):
         if not cluster.cluster_is_ours(settings):
@@ -62,7 +90,7 @@ def _remove(settings: Settings, purge: bool) -> list[str]:
     if network and is_ours(network, settings.cluster_name):
         docker("network", "rm", settings.network)
         removed.append("network")
-    if purge:
+    if volumes:
         for volume in (settings.registry_volume, settings.git_volume):
             found = inspect("volume", volume)
             if found and is_ours(found, settings.cluster_name):

@@ -261,6 +261,13 @@ def require_tls(url: str, label: str) -> None:
     )
 
 
+def direct_session() -> requests.Session:
+    """Return a session for this machine itself, which no proxy is ever asked for."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is this machine itself."""
     try:

@@ -15,6 +15,7 @@ from scripts.errors import LabError, UsageError
 from scripts.kube import Kube
 from scripts.monitoring.prometheus import Alert, Tool, connected, reached
 from scripts.settings import MONITORING_NAMESPACE, Settings
+from scripts.transfer import direct_session
 
 OUTPUTS = ("table", "json")
 RECEIVER = Tool("the receiver of alerts", "app.kubernetes.io/name=alert-receiver", 8080)
@@ -62,8 +63,7 @@ def collect(kube: Kube) -> Report:
 def notifications(kube: Kube) -> tuple[Notification, ...]:
     """Return what the receiver was told since its pod started, the newest first."""
     with reached(kube, RECEIVER) as tunnel:
-        session = requests.Session()
-        session.trust_env = False
+        session = direct_session()
         try:
             answer = session.get(f"http://127.0.0.1:{tunnel.port}/notifications", timeout=_TIMEOUT_S)
             answer.raise_for_status()
@@ -106,7 +106,9 @@ def show(settings: Settings, output: str) -> int:
     )
     count = len(report.firing)
     console.line(
-        "Nothing fires." if not count else f"{count} fire: how-to-run.MD, Runbooks, says what to do about each."
+        "Nothing fires but what always does."
+        if not count
+        else f"{count} fire: how-to-run.MD, Runbooks, says what to do about each."
     )
     return 0
 

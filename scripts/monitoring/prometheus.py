@@ -18,6 +18,7 @@ from scripts import endpoints
 from scripts.errors import LabError
 from scripts.kube import Kube
 from scripts.settings import MONITORING_NAMESPACE
+from scripts.transfer import direct_session
 
 TIMEOUT_S = 30
 SET_UP = "make setup-all MONITORING=lite"
@@ -149,8 +150,7 @@ class _Http:
     def __init__(self, url: str, name: str) -> None:
         self._url = url.rstrip("/")
         self._name = name
-        self._session = requests.Session()
-        self._session.trust_env = False
+        self._session = direct_session()
 
     def get(self, path: str, **query: str | float) -> Any:
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from scripts import bench, deploy, flux, git
+from scripts import bench, deploy, flux_sync, git
 from scripts import settings as lab_settings
 from scripts.kube import Kube
 from scripts.settings import MAIN_BRANCH, ROOT, Settings
@@ -97,9 +97,9 @@ def clone(settings: Settings, tmp_path: Path) -> Iterator[Clone]:
     (path / ".venv").symlink_to(ROOT / ".venv")
     yield Clone(path)
     kube = deploy.lab_kube(settings)
-    flux.settle_sources(kube, git.remote_branches(settings))
+    flux_sync.settle_sources(kube, git.remote_branches(settings))
     if restore_branches(settings, before):
-        flux.settle_sources(kube, before)
+        flux_sync.settle_sources(kube, before)
         deploy.wait_until_live(settings, kube)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from kubernetes.client import ApiException
 
-from scripts import flux, keda
+from scripts import flux_sync, keda
 from scripts.hpa import changes, facts, reasons
 from scripts.hpa.autoscaler import NAMES, metric_of
 from scripts.hpa.reasons import Kind
@@ -82,7 +82,7 @@ def test_a_run_on_latency_scales_staging_out_and_back_and_fails_only_on_purpose(
 
 
 def test_the_second_time_keda_is_there_and_both_metrics_are_compared(kube, make):
-    rate = "40"
+    rate = "32"
     first = demo(make, **RUN, HPA_METRIC="cpu", HPA_RATE=rate)
     second = demo(make, **RUN, HPA_METRIC="latency", HPA_RATE=rate)
     assert first.code == second.code == 0, first.output + second.output
@@ -99,7 +99,7 @@ def test_flux_does_not_undo_it(kube, following):
     before = scalers(kube)
     assert set(before) == {NAMES[HpaMetric.LATENCY]}
     asked = f"e2e-{time.monotonic_ns()}"
-    flux.request_reconcile(kube, asked)
+    flux_sync.request_reconcile(kube, asked)
 
     def pending() -> list[str]:
         found = {k["metadata"]["name"]: k for k in kube.list_custom("Kustomization", FLUX_NAMESPACE)}

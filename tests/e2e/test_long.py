@@ -123,7 +123,11 @@ def test_teardown_leaves_nothing_behind_and_the_next_lab_has_the_same_git_histor
 
 
 def test_a_lab_without_an_edge_answers_through_port_forwards(settings, make):
-    assert make("teardown").code == 0
+    """And it begins without a history: PURGE=volumes took that away."""
+    assert docker.inspect("volume", settings.git_volume)
+    assert make("teardown", PURGE="volumes").code == 0
+    assert docker.inspect("volume", settings.git_volume) is None
+    assert docker.inspect("volume", settings.registry_volume) is None
     try:
         result = make("setup-all", EDGE="none")
         assert result.code == 0, result.output

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
-import requests
 
-from scripts import flux
+from scripts import endpoints, flux
 from scripts.cluster import node_containers
 from scripts.docker import memory_of
 from scripts.kube import Kube
-from scripts.monitoring import mode
+from scripts.monitoring import mode, prometheus
 from scripts.settings import MONITORING_NAMESPACE, Edge, Monitoring, Settings, environments
+from scripts.transfer import direct_session
 from scripts.waiting import wait_for
 
 # Seconds in which a Prometheus that has just started must have seen all of its targets: discovery, and two scrapes of 30 s.
@@ -30,7 +27,7 @@ JOBS = {
 EDGE_JOBS = {"edge-controller", "edge-proxy"}
 NODES = 3
 
-Ask = Callable[[str], list[dict[str, object]]]
+Ask = Callable[[str], prometheus.Answer]
 pytestmark = pytest.mark.usefixtures("monitored")
 
 
@@ -40,54 +37,19 @@ def monitored(settings: Settings) -> None:
         pytest.skip("this lab has no monitoring: make setup-all MONITORING=lite")
 
 
-@contextmanager
-def forwarded(settings: Settings, service: str, port: int) -> Iterator[str]:
-    """Forward a port of this machine to a Service of monitoring's and give its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        own = free.getsockname()[1]
-    command = [
-        str(settings.tools_dir / "kubectl"), "--context", settings.context, "--namespace", MONITORING_NAMESPACE,
-        "port-forward", f"service/{service}", f"{own}:{port}",
-    ]  # fmt: skip
-    forward = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert forward.stdout is not None
-        assert "Forwarding from" in forward.stdout.readline()
-        yield f"http://127.0.0.1:{own}"
-    finally:
-        forward.terminate()
-        forward.wait(timeout=10)
-
-
-def get(url: str, **query: str) -> requests.Response:
-    session = requests.Session()
-    session.trust_env = False
-    answer = session.get(url, params=query, timeout=10)
-    answer.raise_for_status()
-    return answer
-
-
-@contextmanager
-def prometheus(settings: Settings) -> Iterator[Ask]:
-    with forwarded(settings, "prometheus-operated", 9090) as address:
-        yield lambda expression: get(f"{address}/api/v1/query", query=expression).json()["data"]["result"]
-
-
 @pytest.fixture
-def ask(settings: Settings) -> Iterator[Ask]:
+def ask(kube: Kube) -> Iterator[Ask]:
     """Ask Prometheus by its API; a forward for each test, as its pod may be another by then."""
-    with prometheus(settings) as asked:
-        yield asked
+    with prometheus.connected(kube) as api:
+        yield api.instant
 
 
 def targets(ask: Ask) -> dict[tuple[str, str], list[float]]:
     """Return whether each target is up (1) or down (0), by job and, for the application, environment."""
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for series in ask("up"):
-        labels, (_, value) = series["metric"], series["value"]
-        where = labels["namespace"] if labels["job"] == "demo-app" else ""
-        found[labels["job"], where].append(float(value))
+    for series in ask("up").series:
+        job, namespace = series.labels["job"], series.labels["namespace"]
+        found[job, namespace if job == "demo-app" else ""].append(series.points[-1].value)
     return found
 
 
@@ -139,7 +101,7 @@ def test_every_target_is_up_in_every_environment(ask: Ask, settings: Settings) -
 def test_what_rules_and_dashboards_are_made_of_is_there(ask: Ask, expression: str) -> None:
     wait_for(
         f"data for {expression}",
-        lambda: [] if ask(expression) else ["no data"],
+        lambda: [] if ask(expression).series else ["no data"],
         timeout_s=SEEN_S,
         interval_s=2,
     )
@@ -147,19 +109,19 @@ def test_what_rules_and_dashboards_are_made_of_is_there(ask: Ask, expression: st
 
 def test_prometheus_stays_small(ask: Ask, settings: Settings) -> None:
     """Series are what memory goes with: an unfiltered API server alone would be more than all of this."""
-    (series,) = ask("sum(prometheus_tsdb_head_series)")
-    assert float(series["value"][1]) < 30_000
-    (used,) = ask('sum(process_resident_memory_bytes{job="prometheus"})')
-    assert float(used["value"][1]) < 400 * 1024**2
+    (series,) = ask("sum(prometheus_tsdb_head_series)").series
+    assert series.points[-1].value < 30_000
+    (used,) = ask('sum(process_resident_memory_bytes{job="prometheus"})').series
+    assert used.points[-1].value < 400 * 1024**2
 
 
 @pytest.mark.parametrize(
     ("service", "port", "path", "title"),
     [("prometheus-operated", 9090, "/query", "Prometheus"), ("alertmanager-operated", 9093, "/", "Alertmanager")],
 )
-def test_people_see_pages(settings: Settings, service: str, port: int, path: str, title: str) -> None:
-    with forwarded(settings, service, port) as address:
-        page = get(f"{address}{path}").text
+def test_people_see_pages(kube: Kube, service: str, port: int, path: str, title: str) -> None:
+    with endpoints.tunnel(kube, MONITORING_NAMESPACE, f"service/{service}", port) as forward:
+        page = direct_session().get(f"http://127.0.0.1:{forward.port}{path}", timeout=10).text
     assert re.search(f"<title>[^<]*{title}", page)
 
 
@@ -203,9 +165,9 @@ def test_monitoring_comes_and_goes_on_a_running_lab(make, kube, settings) -> Non
     finally:
         back = make("setup-all", MONITORING=str(before))
     assert back.code == 0, back.output
-    with prometheus(settings) as ask:
+    with prometheus.connected(kube) as api:
         wait_for_targets(
-            ask, {("demo-app", environment) for environment in environments()} | {(job, "") for job in JOBS}
+            api.instant, {("demo-app", environment) for environment in environments()} | {(job, "") for job in JOBS}
         )
     if before is Monitoring.LITE:
         assert memory(settings) - without < 600 * 1024**2

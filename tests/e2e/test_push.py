@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from scripts import appimage, flux, git
+from scripts import appimage, flux, flux_sync, git
 from scripts.settings import APP_NAME, FLUX_NAMESPACE, MAIN_BRANCH
 from scripts.waiting import wait_for
 
@@ -131,7 +131,7 @@ def test_promotion_is_a_fast_forward_of_the_environments_branch(clone, kube, set
     clone.push(branch)
     wait_for(
         f"{environment} is Ready at the promoted commit",
-        lambda: flux.pending_kustomizations(kube, {environment: flux.Expected(commit)}),
+        lambda: flux_sync.pending_kustomizations(kube, {environment: flux_sync.Expected(commit)}),
         timeout_s=60,
     )
     assert git.remote_branches(settings)[branch] == commit

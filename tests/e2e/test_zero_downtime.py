@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from scripts import flux, load
+from scripts import flux, flux_sync, load
 from scripts.git import environment_branch
 from scripts.hpa import autoscaler
 from scripts.settings import APP_NAME, EDGE_NAMESPACE, Edge
@@ -34,10 +34,10 @@ def promote(clone, kube, environment: str, commit: str) -> None:
     clone.push()
     if environment_branch(environment) != "main":
         clone.push(environment_branch(environment))
-    flux_commit = {environment: flux.Expected(commit)}
+    flux_commit = {environment: flux_sync.Expected(commit)}
     wait_for(
         f"{environment} is Ready at the new commit",
-        lambda: flux.pending_kustomizations(kube, flux_commit),
+        lambda: flux_sync.pending_kustomizations(kube, flux_commit),
         timeout_s=180,
     )
 
@@ -211,7 +211,7 @@ def test_a_rollout_of_the_edge_itself_fails_no_request(settings, kube, clone):
         clone.push()
         wait_for(
             "the edge is Ready at the new commit",
-            lambda: flux.pending_kustomizations(kube, {"edge-sync": flux.Expected(commit)}),
+            lambda: flux_sync.pending_kustomizations(kube, {"edge-sync": flux_sync.Expected(commit)}),
             timeout_s=120,
         )
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import flux, mirrorset, preflight, settings, versions
+from scripts import flux, flux_sync, mirrorset, preflight, settings, versions
 from scripts.errors import UsageError
 from scripts.hostfacts import HostFacts
 from scripts.monitoring import mode
@@ -90,9 +90,9 @@ def test_the_root_takes_in_the_component_of_its_monitoring(
 def test_setup_waits_for_monitoring_where_the_lab_has_it(
     lab: Settings, monitoring: Monitoring, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flux, "ensure_known", lambda *_: None)
+    monkeypatch.setattr(flux_sync, "ensure_known", lambda *_: None)
     mode.remember(lab, monitoring)
-    waited = flux.expected_kustomizations(lab, {"main": "abc"})
+    waited = flux_sync.expected_kustomizations(lab, {"main": "abc"})
     assert (set(flux.MONITORING_SYNCS) <= set(waited)) == expected
     assert not expected or {waited[name].commit for name in flux.MONITORING_SYNCS} == {"abc"}
 
