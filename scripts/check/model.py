@@ -120,6 +120,8 @@ class Rendered:
     flux_kustomizations: tuple[str, ...] = ()
     # The annotations of the HelmRelease that it is what Helm renders of, and that there is one.
     release_annotations: Mapping[str, Any] | None = None
+    # Whether the chart of that HelmRelease is in the tree, and so the same for whoever checks.
+    own_chart: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Applied:
         if self.release is None:
             return rendered
         metadata = self.release.data.get("metadata") or {}
-        return replace(rendered, release_annotations=metadata.get("annotations") or {})
+        return replace(rendered, release_annotations=metadata.get("annotations") or {}, own_chart=self.own_chart)
 
 
 @dataclass

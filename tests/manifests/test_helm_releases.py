@@ -436,8 +436,13 @@ def test_a_service_that_a_chart_makes_is_seen_by_what_refers_to_it(tmp_path: Pat
     )
     write(tmp_path / "tree", {"charts/web/templates/service.yaml": service})
     assert missing() == []
-    write(tmp_path / "tree", {"apps/release.yaml": release(from_repository("9.9.9"))})
+    # A chart from elsewhere, at hand or not: another machine may see it otherwise.
+    write(tmp_path / "tree", {"apps/release.yaml": release(from_repository("1.0.0"))})
     assert missing() == [Severity.WARNING]
+    archive(tmp_path / "shelf", chart("1.0.0"), "web-1.0.0.tgz")
+    assert missing() == [Severity.WARNING]
+    archive(tmp_path / "shelf", chart("1.0.0", templates__service_yaml=service), "web-1.0.0.tgz")
+    assert missing() == []
 
 
 def test_a_release_within_a_chart_is_rendered_too(tmp_path: Path, look: Look) -> None:
