@@ -140,7 +140,7 @@ lint: $(VENV)/.complete ## ruff and mypy
 	@$(VENV)/bin/mypy
 test: $(VENV)/.complete ## unit and manifest tests: no cluster, no container engine
 	@$(LAB) tools
-	@$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	@$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 e2e: $(VENV)/.complete ## end-to-end tests on the running lab
 	@$(VENV)/bin/python -m pytest tests/e2e -m "not long" --timeout 600 --durations 20
 e2e-long: $(VENV)/.complete ## those that take minutes: kills, restarts, drains
