@@ -143,7 +143,7 @@ lint: $(VENV)/.complete ## ruff and mypy
 	@$(VENV)/bin/mypy
 test: $(VENV)/.complete ## unit and manifest tests: no cluster, no container engine
 	@$(LAB) tools
-	@$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	@$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 test-helm: $(VENV)/.complete ## the tests of HelmReleases with Helm itself, which it brings first
 	@$(LAB) helm
 	@$(LAB) tools

@@ -59,7 +59,7 @@ def network_subnet(settings: Settings) -> str:
 
 def render_config(settings: Settings, cgroup_v1: bool) -> str:
     """Return kind's configuration with this run's name, port and kubelet settings."""
-    config: dict[str, Any] = yaml.safe_load(CONFIG_FILE.read_text())
+    config: dict[str, Any] = yaml.load(CONFIG_FILE.read_text(), yaml.CSafeLoader)
     config["name"] = settings.cluster_name
     for node in config["nodes"]:
         for mapping in node.get("extraPortMappings", []):

@@ -209,7 +209,7 @@ def root_objects(settings: Settings, with_credentials: bool) -> list[Object]:
 
 def _root_source() -> Object:
     """Return the root source as Git has it: applied first by setup, from then on kept by Flux itself."""
-    documents = yaml.safe_load_all((FLUX_CD / "bootstrap" / "sources.yaml").read_text())
+    documents = yaml.load_all((FLUX_CD / "bootstrap" / "sources.yaml").read_text(), yaml.CSafeLoader)
     return next(d for d in documents if d and d["metadata"]["name"] == ROOT_NAME)
 
 

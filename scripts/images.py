@@ -52,7 +52,7 @@ class ComponentImage:
 
 def load_recipes(versions: Versions) -> list[ComponentImage]:
     """Return the component images of source mode with the names and tags that manifests use."""
-    data: dict[str, dict[str, Any]] = yaml.safe_load(RECIPES_FILE.read_text())
+    data: dict[str, dict[str, Any]] = yaml.load(RECIPES_FILE.read_text(), yaml.CSafeLoader)
     recipes = []
     for name, raw in data.items():
         if "image" in raw:

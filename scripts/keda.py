@@ -39,7 +39,7 @@ GONE_TIMEOUT_S = 120
 
 def flux_kustomization(overrides: Sequence[Object] = ()) -> Object:
     """Return KEDA's Flux Kustomization as Git has it, with images from elsewhere."""
-    found: Object = yaml.safe_load(KUSTOMIZATION_FILE.read_text())
+    found: Object = yaml.load(KUSTOMIZATION_FILE.read_text(), yaml.CSafeLoader)
     if overrides:
         found["spec"]["images"] = list(overrides)
     return found

@@ -54,7 +54,7 @@ class LockFile:
     def read(self) -> Locked:
         """Return what is recorded: nothing when there is no file; raises LabError for one that is damaged."""
         try:
-            data = yaml.safe_load(self.path.read_text(encoding="utf-8")) or {}
+            data = yaml.load(self.path.read_text(encoding="utf-8"), yaml.CSafeLoader) or {}
         except FileNotFoundError:
             return Locked()
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -129,7 +129,9 @@ class LockFile:
             "tools": {n: {"version": t.version, "digests": dict(t.digests)} for n, t in new.tools.items()},
             "images": dict(new.images),
         }
-        cache.write_atomically(self.path, _HEADER + yaml.safe_dump(data, sort_keys=True, width=1000))
+        cache.write_atomically(
+            self.path, _HEADER + yaml.dump(data, Dumper=yaml.CSafeDumper, sort_keys=True, width=1000)
+        )
         return True
 
     def _damaged(self, details: str) -> LabError:

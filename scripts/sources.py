@@ -26,7 +26,7 @@ class SourceScope:
 def source_scopes() -> list[SourceScope]:
     """Return the scope of every source that the tree has, dev's first: the platform's, and added environments' own."""
     files = [FLUX_CD / "bootstrap" / "sources.yaml", *sorted(OVERLAYS.glob("*/sync.yaml"))]
-    documents = (d for file in files for d in yaml.safe_load_all(file.read_text()))
+    documents = (d for file in files for d in yaml.load_all(file.read_text(), yaml.CSafeLoader))
     scopes = []
     for source in documents:
         if source and source["kind"] == "GitRepository":

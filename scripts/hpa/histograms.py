@@ -58,7 +58,9 @@ class Replay:
 @cache
 def query() -> Query:
     """Return the query of the ScaledObject in Git."""
-    (trigger,) = yaml.safe_load((ROOT / LATENCY_SCALING / "scaledobject.yaml").read_text())["spec"]["triggers"]
+    (trigger,) = yaml.load((ROOT / LATENCY_SCALING / "scaledobject.yaml").read_text(), yaml.CSafeLoader)["spec"][
+        "triggers"
+    ]
     (window,) = set(_RANGE.findall(trigger["metadata"]["query"]))
     return Query(float(trigger["metadata"]["threshold"]), float(window))
 

@@ -40,7 +40,7 @@ def grafana_objects(kube: Kube) -> list[Object]:
         if error.status != 404:
             raise
     return [
-        yaml.safe_load(_NAMESPACE_FILE.read_text()),
+        yaml.load(_NAMESPACE_FILE.read_text(), yaml.CSafeLoader),
         {
             "apiVersion": "v1",
             "kind": "Secret",

@@ -108,7 +108,7 @@ def seconds(window: str) -> int:
 
 def load(path: Path = SLO_FILE) -> Objectives:
     """Return the objectives; raises LabError for what can't be promised."""
-    document = yaml.safe_load(path.read_text())
+    document = yaml.load(path.read_text(), yaml.CSafeLoader)
     try:
         default = _objective(document["default"], "default", {})
         environments = {

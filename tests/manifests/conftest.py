@@ -1,7 +1,10 @@
-"""Renders the tree with the kustomize that step 2 leaves in the tools folder; each folder once per run."""
+"""Renders the tree with the kustomize that step 2 leaves in the tools folder; each folder once per run, for all workers."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import pickle
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,6 +16,8 @@ import pytest
 import yaml
 
 from scripts import settings
+from scripts.cache import lock
+from scripts.check.build import GO_ENV
 from scripts.check.model import Report, Stage
 from scripts.check.runner import check
 from scripts.process import run
@@ -43,8 +48,10 @@ def load_file(path: Path) -> Any:
 class Tree:
     """One rendered folder: its text and its objects."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, objects: list[Object] | None = None) -> None:
         self.text = text
+        if objects is not None:
+            self.objects = objects
 
     @cached_property
     def objects(self) -> list[Object]:
@@ -65,18 +72,31 @@ def build() -> Build:
     assert binary.exists(), f"{binary} is not there: `make test` brings it"
 
     def run_build(folder: Path) -> str:
-        return run([binary, "build", folder], timeout_s=30).stdout
+        return run([binary, "build", folder], timeout_s=30, env=GO_ENV).stdout
 
     return run_build
 
 
 @pytest.fixture(scope="session")
-def render(build: Build) -> Callable[[Path], Tree]:
+def render(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Tree]:
+    own = tmp_path_factory.getbasetemp()
+    # Of a run with several workers each has a folder of its own in the run's.
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "rendered"
+    shared.mkdir(exist_ok=True)
     done: dict[Path, Tree] = {}
+
+    def from_run(folder: Path) -> Tree:
+        kept = shared / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        with lock(kept.with_suffix(".lock"), f"the rendering of {folder}", timeout_s=120):
+            if kept.exists():
+                return Tree(*pickle.loads(kept.read_bytes()))
+            tree = Tree(build(folder))
+            kept.write_bytes(pickle.dumps((tree.text, tree.objects)))
+            return tree
 
     def cached(folder: Path) -> Tree:
         if folder not in done:
-            done[folder] = Tree(build(folder))
+            done[folder] = from_run(folder)
         return done[folder]
 
     return cached

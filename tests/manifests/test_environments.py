@@ -296,9 +296,11 @@ def test_the_app_gets_the_variables_that_it_reads(container: Object, tree: Tree)
 
 
 @pytest.mark.parametrize("old_value", ["FAIL_RATE=0", "GREETING=Hello from dev"])
-def test_a_changed_value_rolls_the_pods(old_value: str, build: Build, copy_of_tree: Path) -> None:
+def test_a_changed_value_rolls_the_pods(
+    old_value: str, build: Build, render: Callable[[Path], Tree], copy_of_tree: Path
+) -> None:
     overlay = copy_of_tree / OVERLAYS.relative_to(settings.FLUX_CD) / "dev"
-    before = pod_template(build(overlay))
+    before = pod_template(render(OVERLAYS / "dev").text)
     kustomization = overlay / "kustomization.yaml"
     text = kustomization.read_text()
     assert old_value in text

@@ -1,7 +1,9 @@
 """KEDA's manifests, and an environment as it is while it scales on latency."""
 
 import re
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,12 +33,14 @@ def environment(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def as_flux_builds_it(build: Build, copy_of_tree: Path) -> Callable[[str], list[Object]]:
+@pytest.fixture(scope="module")
+def as_flux_builds_it(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Object]]:
     """Build an environment with what a run writes into its Flux Kustomization, the way kustomize-controller does."""
+    copied = shutil.copytree(settings.FLUX_CD, tmp_path_factory.mktemp("latency") / "flux-cd")
 
+    @cache
     def built(name: str) -> list[Object]:
-        folder = copy_of_tree / settings.OVERLAYS.relative_to(settings.FLUX_CD) / name
+        folder = copied / settings.OVERLAYS.relative_to(settings.FLUX_CD) / name
         spec = changes.latency_changes(name, (7, 9))["spec"]
         file = folder / "kustomization.yaml"
         overlay = yaml.safe_load(file.read_text())

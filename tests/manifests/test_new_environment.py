@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,11 @@ from tests.manifests.paths import APPLICATIONS
 NAME = "brand-new"  # not one that a person has added
 
 
-@pytest.fixture
-def flux_cd(copy_of_tree: Path) -> Path:
-    environments.write_environment(NAME, copy_of_tree)
-    return copy_of_tree
+@pytest.fixture(scope="module")
+def flux_cd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copied = Path(shutil.copytree(FLUX_CD, tmp_path_factory.mktemp("new") / "flux-cd"))
+    environments.write_environment(NAME, copied)
+    return copied
 
 
 def test_it_renders_as_dev_does_under_its_own_name(flux_cd: Path, build: Build, render: Callable[[Path], Tree]) -> None:
@@ -65,32 +67,39 @@ def test_what_depends_on_the_machine_reaches_it_too(
 ) -> None:
     settings = replace(Settings(), edge=edge, image_repository=repository, git_url=url)
     _, root = flux.root_objects(settings, with_credentials=True)
-    objects = build_around(build, flux_cd, flux_cd, root)
+    objects = build_around(build, flux_cd, root)
     (applications,) = (o for o in objects if o["metadata"]["name"] == "applications-sync")
-    objects = build_around(build, flux_cd, flux_cd.parent / applications["spec"]["path"], applications)
+    objects = build_around(build, flux_cd, applications)
     sources = [o for o in objects if o["kind"] == "GitRepository"]
     assert source_name(NAME) in {o["metadata"]["name"] for o in sources}
     for source in sources:
         assert source["spec"]["url"] == settings.git_fetch_url
         assert source["spec"].get("secretRef") == ({"name": flux.GIT_SECRET} if url else None)
-    for sync in (o for o in objects if o["kind"] == "Kustomization"):
-        rendered = build_around(build, flux_cd, flux_cd.parent / sync["spec"]["path"], sync)
+    syncs = [o for o in objects if o["kind"] == "Kustomization"]
+    # All in one build: each is in a namespace of its own.
+    everything = build_around(build, flux_cd, *syncs)
+    assert NAME in {sync["metadata"]["name"] for sync in syncs}
+    for name in (sync["metadata"]["name"] for sync in syncs):
+        rendered = [o for o in everything if o["metadata"].get("namespace") == name]
         (deployment,) = (o for o in rendered if o["kind"] == "Deployment")
         image = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
         assert image.startswith(f"{repository or 'registry.lab/demo-app'}:")
         assert any(o["kind"] == "HTTPRoute" for o in rendered) == (edge is not Edge.NONE)
 
 
-def build_around(build: Build, flux_cd: Path, folder: Path, sync: Object) -> list[Object]:
-    """Build a folder with what a Flux Kustomization adds: components, patches, images."""
-    wrapper = flux_cd.parent / f"around-{sync['metadata']['name']}"
-    wrapper.mkdir(exist_ok=True)
-    spec = sync["spec"]
-    kustomization = {
-        "resources": [os.path.relpath(folder, wrapper)],
-        "components": [os.path.relpath(folder / c, wrapper) for c in spec.get("components", [])],
-        "patches": spec.get("patches", []),
-        "images": spec.get("images", []),
-    }
-    (wrapper / "kustomization.yaml").write_text(json.dumps(kustomization))
-    return load_all(build(wrapper))
+def build_around(build: Build, flux_cd: Path, *syncs: Object) -> list[Object]:
+    """Build folders, each with what its Flux Kustomization adds: components, patches, images."""
+    wrappers = flux_cd.parent / "around"
+    for sync in syncs:
+        wrapper, folder = wrappers / sync["metadata"]["name"], flux_cd.parent / sync["spec"]["path"]
+        wrapper.mkdir(parents=True, exist_ok=True)
+        spec = sync["spec"]
+        kustomization = {
+            "resources": [os.path.relpath(folder, wrapper)],
+            "components": [os.path.relpath(folder / c, wrapper) for c in spec.get("components", [])],
+            "patches": spec.get("patches", []),
+            "images": spec.get("images", []),
+        }
+        (wrapper / "kustomization.yaml").write_text(json.dumps(kustomization))
+    (wrappers / "kustomization.yaml").write_text(json.dumps({"resources": [s["metadata"]["name"] for s in syncs]}))
+    return load_all(build(wrappers))

@@ -42,10 +42,14 @@ class Programs:
         self.log.unlink(missing_ok=True)
 
 
-@pytest.fixture
-def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
-    # What run() looks up once and keeps (setpriv) is looked up on the real PATH.
+@pytest.fixture(scope="session")
+def setpriv() -> None:
+    """What run() looks up once and keeps is looked up on the real PATH."""
     process.run(["true"], timeout_s=10)
+
+
+@pytest.fixture
+def programs(setpriv: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     fakes = Programs(tmp_path / "fake-bin")
     monkeypatch.setenv("PATH", str(fakes.folder))
     monkeypatch.delenv("DOCKER_HOST", raising=False)

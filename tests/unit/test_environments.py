@@ -6,9 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from scripts import environments, settings
 from scripts.errors import LabError, UsageError
 from scripts.settings import FLUX_CD, OVERLAYS, OWN_ENVIRONMENTS, ROOT
+from tests.warm import WarmPython
 
 FOLDER = OVERLAYS.relative_to(ROOT)
 LIST = environments.LIST.relative_to(ROOT)
@@ -39,14 +39,22 @@ def invalid(flux_cd: Path) -> None:
 
 @pytest.fixture(scope="module")
 def first_commit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working copy with this tree's flux-cd, as far as it is the lab's own, committed: copied for each test."""
+    """A working copy with this tree's flux-cd, as far as it is the lab's own, committed: copied for each test.
+
+    What the platform is made of is left out: no environment's name or folder is written there.
+    """
     root = tmp_path_factory.mktemp("first") / "work"
-    shutil.copytree(FLUX_CD, root / "flux-cd", ignore=shutil.ignore_patterns("crds"))
+    platform = str(FLUX_CD / "infrastructure" / "_components")
+    shutil.copytree(FLUX_CD, root / "flux-cd", ignore=lambda folder, names: names if folder == platform else [])
     for added in set(settings.environments()) - set(OWN_ENVIRONMENTS):
         environments.erase_environment(added, root / "flux-cd")
     (root / "README.md").write_text("x\n")
     author = ["-c", "user.name=A Person", "-c", "user.email=person@example.com", "-c", "commit.gpgsign=false"]
-    for args in (["init", "--quiet"], ["add", "--all"], [*author, "commit", "--quiet", "--message", "first"]):
+    for args in (
+        ["init", "--quiet", "--template="],
+        ["add", "--all"],
+        [*author, "commit", "--quiet", "--message", "first"],
+    ):
         subprocess.run(["git", "-C", root, *args], check=True, timeout=60, env=NOBODYS)
     return root
 
@@ -183,6 +191,12 @@ def test_a_commit_that_is_refused_changes_nothing(root: Path, git: Git) -> None:
         require_untouched(root, git, head)
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython]:
+    with WarmPython(tmp_path_factory.mktemp("warm"), "scripts.environments", "scripts.git") as python:
+        yield python
+
+
 KILLED = """
     import os, shutil, signal, sys
     from pathlib import Path
@@ -209,13 +223,14 @@ KILLED = """
 
 
 @pytest.mark.parametrize(("verb", "at"), [*(("add", n) for n in range(1, 6)), *(("remove", n) for n in range(1, 7))])
-def test_a_killed_run_is_finished_by_the_same_command(root: Path, git: Git, verb: str, at: int) -> None:
+def test_a_killed_run_is_finished_by_the_same_command(
+    root: Path, git: Git, warm: WarmPython, verb: str, at: int
+) -> None:
     before = git("rev-parse", "HEAD^{tree}")
     if verb == "remove":
         environments.add("qa", valid, root=root)
     head = git("rev-parse", "HEAD")
-    child = [sys.executable, "-c", textwrap.dedent(KILLED), verb, "qa", str(root), str(at)]
-    done = subprocess.run(child, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    done = warm.run(textwrap.dedent(KILLED), verb, "qa", root, str(at))
     if at > (4 if verb == "add" else 5):  # there are no more steps: nothing killed it
         assert done.stdout == f"steps {at - 1}\n"
         return

@@ -41,22 +41,36 @@ def three_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(git, "environments", lambda: list(OWN_ENVIRONMENTS))
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> Repository:
-    repository = Repository(tmp_path / "work")
-    repository.root.mkdir()
-    repository.git("init", "--quiet")
-    repository.commit()
-    return repository
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working copy with one commit and an empty bare repository: copied for each test."""
+    folder = tmp_path_factory.mktemp("first")
+    person = ["-c", "user.name=A Person", "-c", "user.email=person@example.com", "-c", "commit.gpgsign=false"]
+    (folder / "work" / "flux-cd").mkdir(parents=True)
+    (folder / "work" / "flux-cd" / "file").write_text("x\n")
+    nobodys = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_SYSTEM": os.devnull,
+    }
+    for where, args in (
+        ("work", ["init", "--quiet", "--initial-branch=main"]),
+        ("work", ["add", "--all"]),
+        ("work", [*person, "commit", "--quiet", "--message", "first"]),
+        (".", ["init", "--quiet", "--bare", "--initial-branch=main", "server.git"]),
+    ):
+        subprocess.run(["git", "-C", folder / where, *args], check=True, timeout=60, env=nobodys)
+    return folder
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Repository:
+def work(first: Path, tmp_path: Path) -> Repository:
+    return Repository(Path(shutil.copytree(first / "work", tmp_path / "work")))
+
+
+@pytest.fixture
+def server(first: Path, tmp_path: Path) -> Repository:
     """Return a bare repository that refuses nothing by itself: what is not pushed is this code's doing."""
-    repository = Repository(tmp_path / "server.git")
-    repository.root.mkdir()
-    repository.git("init", "--quiet", "--bare")
-    return repository
+    return Repository(Path(shutil.copytree(first / "server.git", tmp_path / "server.git")))
 
 
 @pytest.fixture

@@ -61,13 +61,16 @@ class Pusher:
     """A working copy whose remote has the hook, and what the hook said."""
 
     def __init__(self, folder: Path) -> None:
-        hooks, self.server, self.work = folder / "hooks", folder / "lab.git", folder / "work"
-        hooks.mkdir()
-        shutil.copy2(KIND_DIR / "git-server" / "post-receive", hooks)
-        self.git("init", "--quiet", "--bare", "-b", "main", self.server)
-        self.git("-C", self.server, "config", "core.hooksPath", hooks)
-        self.git("init", "--quiet", "-b", "main", self.work)
-        self.git("-C", self.work, "remote", "add", "lab", self.server)
+        self.hooks, self.server, self.work = folder / "hooks", folder / "lab.git", folder / "work"
+
+    def begin(self) -> None:
+        """Make both repositories, with relative paths to each other: a copy of their folder is as good as they are."""
+        self.hooks.mkdir()
+        shutil.copy2(KIND_DIR / "git-server" / "post-receive", self.hooks)
+        self.git("init", "--quiet", "--template=", "--bare", "-b", "main", self.server)
+        self.git("-C", self.server, "config", "core.hooksPath", "../hooks")
+        self.git("init", "--quiet", "--template=", "-b", "main", self.work)
+        self.git("-C", self.work, "remote", "add", "lab", "../lab.git")
 
     def git(self, *args: str | Path) -> str:
         person = ["-c", "user.name=A Person", "-c", "user.email=person@example.com"]
@@ -86,11 +89,21 @@ class Pusher:
         return self.git("-C", self.work, "push", "--quiet", "lab", *refs)
 
 
-@pytest.fixture
-def pusher(tmp_path: Path, receiver: Receiver) -> Pusher:
-    pusher = Pusher(tmp_path)
+@pytest.fixture(scope="module")
+def first_push(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repositories after a first push, from before Flux was there: copied for each test."""
+    folder = tmp_path_factory.mktemp("first")
+    pusher = Pusher(folder)
+    pusher.begin()
     pusher.commit("README.md")
     pusher.push("main", "main:env/staging")
+    return folder
+
+
+@pytest.fixture
+def pusher(first_push: Path, tmp_path: Path, receiver: Receiver) -> Pusher:
+    shutil.copytree(first_push, tmp_path, dirs_exist_ok=True)
+    pusher = Pusher(tmp_path)
     sources = [asdict(scope) for scope in hook_scopes()]
     url = f"http://127.0.0.1:{receiver.server_port}/hook"
     (tmp_path / "receiver.json").write_text(json.dumps({"url": url, "token": TOKEN, "sources": sources}))

@@ -56,7 +56,7 @@ def test_the_schedule_is_the_one_that_fits_the_request_with_the_least_delay() ->
 
 
 # A vegeta that sends on time, answers after 10 ms, and at SIGINT stops sending and ends well.
-FAKE = """#!{python}
+FAKE = """#!{python} -IS
 import signal, sys, time
 options = dict(a.lstrip("-").partition("=")[::2] for a in sys.argv[2:] if "=" in a)
 if sys.argv[1] == "encode":

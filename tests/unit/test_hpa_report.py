@@ -125,8 +125,10 @@ SPARSE: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("more", [s[1] for s in SPARSE], ids=[s[0] for s in SPARSE])
 def test_a_run_of_which_little_was_seen_still_has_its_report(
-    more: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Everything is drawn, for fewer dots.
+    monkeypatch.setattr(charts, "DPI", 30)
     run = recording(**more)
     summary = summarise(run)
     folder = report.write(run, summary, tmp_path)
