@@ -26,6 +26,7 @@ export MIRROR_CA ?=                 ## file of the CA that signed the mirrors' c
 export VERSIONS_LOCK ?=             ## a lock file of your own, for a mirror of source-built images
 export ENV ?=                       ## the environment: dev, staging or production
 export TREE ?=                      ## the tree that kustomize-… look at (this one's flux-cd)
+export CHARTS ?=                    ## a folder of charts (<name>-<version>.tgz) that HelmReleases are rendered from
 export DRY_RUN ?= 1                 ## 0: kustomize-check without the dry run on a real API server
 export BASE ?=                      ## what kustomize-diff compares with (main); LIVE=1: the cluster
 export OUTPUT ?=                    ## text, json, sarif or junit; of status: table or json; of kustomize-diff: text or markdown
@@ -100,6 +101,8 @@ kustomize-dry-run: $(VENV)/.complete ## the verdict of a real, empty API server 
 	@$(LAB) kustomize-dry-run
 kustomize-diff: $(VENV)/.complete ## what a change does to each environment: BASE=main, or LIVE=1 for the cluster
 	@$(LAB) kustomize-diff
+helm: $(VENV)/.complete ## bring Helm, with which the checks render HelmReleases whose charts are at hand
+	@$(LAB) helm
 hooks: $(VENV)/.complete ## let each git push check the manifests first
 	@$(LAB) hooks
 watch: $(VENV)/.complete ## check again at each save
@@ -141,6 +144,10 @@ lint: $(VENV)/.complete ## ruff and mypy
 test: $(VENV)/.complete ## unit and manifest tests: no cluster, no container engine
 	@$(LAB) tools
 	@$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+test-helm: $(VENV)/.complete ## the tests of HelmReleases with Helm itself, which it brings first
+	@$(LAB) helm
+	@$(LAB) tools
+	@$(VENV)/bin/python -m pytest tests/helm --numprocesses auto --maxprocesses 8
 e2e: $(VENV)/.complete ## end-to-end tests on the running lab
 	@$(VENV)/bin/python -m pytest tests/e2e -m "not long" --timeout 600 --durations 20
 e2e-long: $(VENV)/.complete ## those that take minutes: kills, restarts, drains

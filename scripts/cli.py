@@ -245,6 +245,15 @@ def _kustomize_diff(chosen: Settings) -> int:
     return commands.diff(chosen, base, live, os.environ.get("OUTPUT", ""))
 
 
+def _helm(chosen: Settings) -> int:
+    from scripts import provide
+
+    with console.Board() as board, board.task("Helm"):
+        outcome = provide.ensure_helm(chosen, _pinned(), chosen.state_dir / "logs")
+    console.line(outcome.what)
+    return 0
+
+
 def _hooks(_: Settings) -> int:
     from scripts.check import hooks
 
@@ -436,6 +445,7 @@ COMMANDS: dict[str, Command] = {
     "diagnose": _diagnose,
     "doctor": _doctor,
     "engine-stop": _engine_stop,
+    "helm": _helm,
     "hooks": _hooks,
     "hpa-compare": _hpa_compare,
     "hpa-demo": _hpa_demo,

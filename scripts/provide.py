@@ -24,7 +24,7 @@ from scripts.hostfacts import current_platform
 from scripts.mirrors import ImageMirror
 from scripts.nodeimage import ensure_node_image
 from scripts.outcome import Outcome
-from scripts.settings import CHECK_TOOLS, DRY_RUN_TOOLS, ImageSource, Monitoring, Settings
+from scripts.settings import CHECK_TOOLS, DRY_RUN_TOOLS, HELM, ImageSource, Monitoring, Settings
 from scripts.toolchain import ensure_go
 from scripts.versions import Versions
 
@@ -42,6 +42,7 @@ TOOL_BINARIES = {
     "kube-apiserver": ("kubernetes", "kubernetes"),
     "etcd": ("etcd", "etcd"),
     "promtool": ("promtool", "promtool"),
+    HELM: (HELM, HELM),
 }
 # What the engine itself runs or builds on, besides the Git server; nodes pull the rest.
 ENGINE_IMAGES = ("node", "registry", "python")
@@ -129,12 +130,12 @@ def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path, te
         return _ensure_tools(
             settings,
             pins.effective(settings, versions),
-            (*CHECK_TOOLS, "kube-apiserver", *(["promtool"] if tests else [])),
+            (*CHECK_TOOLS, "kube-apiserver", *(["promtool"] if tests else []), *_helm_if_there(settings)),
         )
     cache = Cache(settings.cache_dir)
     built = False
     with lock(settings.cache_dir / "locks" / "source-build.lock", "building the tools and images from source"):
-        keys = sourcebuild.expected_entries(versions)
+        keys = sourcebuild.entry_keys(versions)
         for name in names:
             module, binary = TOOL_BINARIES[name]
             folder = cache.find(module, keys[module])
@@ -147,7 +148,7 @@ def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path, te
                     folder, _ = build_module(cache, go, module, versions.modules[module], log_dir)
                 built = True
             _link(folder / binary, settings.tools_dir / name)
-        for name in DRY_RUN_TOOLS:
+        for name in (*DRY_RUN_TOOLS, HELM):
             module, binary = TOOL_BINARIES[name]
             folder = cache.find(module, keys[module])
             if folder:
@@ -156,6 +157,22 @@ def ensure_check_tools(settings: Settings, versions: Versions, log_dir: Path, te
                 # One of another version would judge by other rules.
                 (settings.tools_dir / name).unlink(missing_ok=True)
     return Outcome(built, f"{', '.join(names)} {'built' if built else 'found'}")
+
+
+def _helm_if_there(settings: Settings) -> tuple[str, ...]:
+    """Return Helm's name where it was brought once: one of another version would render otherwise."""
+    return (HELM,) if (settings.tools_dir / HELM).exists() else ()
+
+
+def ensure_helm(settings: Settings, versions: Versions, log_dir: Path) -> Outcome:
+    """Make Helm be there, which renders HelmReleases for the check; needs no container engine."""
+    source, _ = choose_source(settings)
+    if source is ImageSource.REGISTRY:
+        return _ensure_tools(settings, pins.effective(settings, versions), (HELM,))
+    module, binary = TOOL_BINARIES[HELM]
+    built = sourcebuild.ensure_on_demand(Cache(settings.cache_dir), versions, module, log_dir)
+    _link(built.binary(module, binary), settings.tools_dir / HELM)
+    return Outcome(bool(built.built), f"{HELM} {'built' if built.built else 'found'}")
 
 
 def provide(settings: Settings, versions: Versions, source: ImageSource, log_dir: Path) -> tuple[Provided, Outcome]:

@@ -33,6 +33,7 @@ class RootFs:
         "/usr/share/locale/*",
         "/usr/share/info/*",
     )
+    removed: tuple[str, ...] = ()
 
 
 # What kind's own node image holds (images/base/Dockerfile of its module), with Debian's runc.
@@ -51,13 +52,22 @@ NET = RootFs(
 # Envoy's release binary needs glibc and a CA bundle, nothing else.
 GLIBC = RootFs("rootfs-glibc", "essential", ("ca-certificates",))
 GIT = RootFs("rootfs-git", "essential", ("git", "lighttpd", "ca-certificates"))
-PYTHON = RootFs("rootfs-python", "essential", ("python3-minimal", "libpython3-stdlib", "ca-certificates"))
+# What the application runs on has no shell, as its base in registry mode has none.
+PYTHON = RootFs(
+    "rootfs-python",
+    "essential",
+    ("python3-minimal", "libpython3-stdlib", "ca-certificates"),
+    removed=("/usr/bin/sh", "/usr/bin/dash", "/usr/bin/bash", "/usr/bin/rbash"),
+)
 ALL = (NODE, NET, GLIBC, GIT, PYTHON)
 
 
 def rootfs_key(recipe: RootFs, suite: str) -> str:
     """Return the key of a root file system: its recipe, not the state of the package mirror on one day."""
-    return digest_of(1, recipe.name, recipe.variant, recipe.packages, recipe.dpkg_excludes, suite, platform.machine())
+    removed = [recipe.removed] if recipe.removed else []
+    return digest_of(
+        1, recipe.name, recipe.variant, recipe.packages, recipe.dpkg_excludes, suite, platform.machine(), *removed
+    )
 
 
 def build_rootfs(cache: Cache, recipe: RootFs, suite: str, log_dir: Path) -> tuple[Path, bool]:
@@ -76,6 +86,7 @@ def build_rootfs(cache: Cache, recipe: RootFs, suite: str, log_dir: Path) -> tup
                 f"--variant={recipe.variant}",
                 f"--include={','.join(recipe.packages)}",
                 *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.dpkg_excludes),
+                *(f'--customize-hook=rm "$1{path}"' for path in recipe.removed),
                 suite,
                 folder / "root.tar.gz",
             ],

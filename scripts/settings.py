@@ -9,6 +9,7 @@ import base64
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -51,6 +52,8 @@ KIND_CLUSTER_LABEL = "io.x-k8s.kind.cluster"
 # What the check of manifests runs, and what its dry run does: the latter is taken where it is there, not built for it alone.
 CHECK_TOOLS = ("kustomize", "kubeconform", "flux")
 DRY_RUN_TOOLS = ("kube-apiserver", "etcd")
+# Renders HelmReleases: taken where it is there. `make helm` brings it, nothing else does.
+HELM = "helm"
 
 INOTIFY_WATCHES = 524288
 INOTIFY_INSTANCES = 512
@@ -150,6 +153,8 @@ class Settings:
     versions_lock: Path | None = None
     tree: Path = FLUX_CD
     dry_run: bool = True
+    # Where the check looks for charts that are not in the tree, the user's own choice first.
+    charts: tuple[Path, ...] = ()
     cache_dir: Path = Path.home() / ".cache" / "gitops-lab"
     state_root: Path = Path.home() / ".local" / "state" / "gitops-lab"
 
@@ -349,6 +354,17 @@ def _file(environ: Mapping[str, str], variable: str) -> Path | None:
     return path
 
 
+def _chart_folders(environ: Mapping[str, str], home: Path, cache: Path) -> tuple[Path, ...]:
+    """Return where charts may lie: CHARTS, the lab's own folder, and what Helm has downloaded."""
+    own = _path(environ, "CHARTS")
+    if own and not own.is_dir():
+        raise UsageError(f"CHARTS={own} is no folder.", "give a folder of <name>-<version>.tgz files")
+    base = home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"
+    helm = _path(environ, "HELM_CACHE_HOME") or folder_of(environ, "XDG_CACHE_HOME", base) / "helm"
+    downloaded = _path(environ, "HELM_REPOSITORY_CACHE") or helm / "repository"
+    return (*([own] if own else []), cache / "charts", downloaded)
+
+
 def _path(environ: Mapping[str, str], variable: str) -> Path | None:
     """Return a path, absolute; not every shell expands ~ after `make NAME=`."""
     text = environ.get(variable, "")
@@ -410,6 +426,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         versions_lock=_path(env, "VERSIONS_LOCK"),
         dry_run=_switch(env, "DRY_RUN", defaults.dry_run),
         tree=Path(env.get("TREE", "") or FLUX_CD).expanduser(),
+        charts=_chart_folders(env, home, cache),
         cache_dir=cache,
         state_root=state,
     )

@@ -43,11 +43,14 @@ class Rendering:
     built: bool = False
     # Why it was not built, where that is no finding of its own.
     skipped: str = ""
+    # The files of a chart that the objects come from; empty where kustomize rendered them.
+    templates: tuple[str, ...] = ()
 
     @cached_property
     def resources(self) -> tuple[Resource, ...]:
         """The objects."""
-        return tuple(Resource(o, p) for o, p in zip(self.objects, self.places, strict=True))
+        templates = self.templates or ("",) * len(self.objects)
+        return tuple(Resource(o, p, t) for o, p, t in zip(self.objects, self.places, templates, strict=True))
 
     def rendered(self, flux_kustomizations: tuple[str, ...]) -> Rendered:
         """Return this in the words that the stages share."""
@@ -138,8 +141,8 @@ def finish(graph: Graph, build: Build, done: Completed | CommandError) -> Render
             text, data, found = _substituted(graph, spec, text, data, place, build.variables)
             problems += found
         if spec.settings.get("commonMetadata"):
-            data = _with_metadata(data, spec.settings["commonMetadata"])
-            text = _dump(data)
+            data = with_metadata(data, spec.settings["commonMetadata"])
+            text = dump(data)
         texts.append(text)
         objects.append(data)
         places.append(place)
@@ -222,7 +225,7 @@ def _line_of_text(graph: Graph, place: Place, text: str) -> Place:
     return place
 
 
-def _with_metadata(data: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
+def with_metadata(data: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
     """Return an object with the labels and annotations that Flux gives to all."""
     metadata = dict(data.get("metadata") or {})
     for name in ("labels", "annotations"):
@@ -231,7 +234,8 @@ def _with_metadata(data: Mapping[str, Any], common: Mapping[str, Any]) -> dict[s
     return {**data, "metadata": metadata}
 
 
-def _dump(data: Mapping[str, Any]) -> str:
+def dump(data: Mapping[str, Any]) -> str:
+    """Return an object as YAML, laid out as kustomize does it."""
     import yaml
 
     return yaml.dump(dict(data), Dumper=yaml.CSafeDumper, sort_keys=False, width=10_000, allow_unicode=True)

@@ -14,7 +14,7 @@ from scripts.check.outputs import WRITERS, Output
 from scripts.check.runner import ALL, Checked, ExtraStage, Options, check
 from scripts.check.store import Store, digest, identity_of
 from scripts.errors import UsageError
-from scripts.settings import CHECK_TOOLS, DRY_RUN_TOOLS, ROOT, Settings
+from scripts.settings import CHECK_TOOLS, DRY_RUN_TOOLS, HELM, ROOT, Settings
 
 if TYPE_CHECKING:
     from scripts.check.model import Finding, Rendered
@@ -64,6 +64,8 @@ def options_for(
         pins,
         tuple(e for e in extra_stages(settings) if e.stage in stages),
         everything=everything,
+        helm=settings.tools_dir / HELM,
+        charts=settings.charts,
     )
 
 
@@ -228,7 +230,10 @@ def write_builds(checked: Checked, folder: Path) -> Path:
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     folders = [r.kustomization for r in checked.report.rendered]
     for rendered in checked.report.rendered:
-        name = rendered.kustomization.replace("../", "__/") or "root"
+        # A HelmRelease's file stands beside its kustomization's, named after it.
+        folder_name, _, release = rendered.kustomization.partition(": ")
+        name = folder_name.replace("../", "__/") or "root"
+        name += f"--{release.replace(' ', '-').replace('/', '-')}" if release else ""
         if folders.count(rendered.kustomization) > 1:
             name += f"--{'-'.join(rendered.flux_kustomizations) or 'plain'}"
         path = fresh / f"{name}.yaml"

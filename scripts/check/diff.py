@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.check.fluxobjects import FluxObject
-from scripts.check.model import Rendered, Resource, Stage
+from scripts.check.model import Rendered, Report, Resource, Stage
 from scripts.check.origin import split
 from scripts.check.renderer import Applied
 from scripts.check.runner import Options, check
@@ -34,7 +34,7 @@ class ObjectChange:
     """One object that differs."""
 
     subject: str
-    # added, removed or changed
+    # added, removed, changed or not compared
     verb: str
     lines: tuple[str, ...]
 
@@ -129,14 +129,29 @@ def _secret_lines(secret: Mapping[str, Any] | None, other: Mapping[str, Any] | N
 def against_revision(options: Options, base: str) -> list[EnvironmentChange]:
     """Return what the tree, as it lies on disk, changes against a Git revision."""
     options = replace(options, stages=(Stage.STRUCTURE, Stage.BUILD))
-    after = _rendered(options, "the tree")
+    after = _report(options, "the tree")
     with tempfile.TemporaryDirectory(prefix="gitops-lab-diff-") as folder:
         root = check_out(options.root, base, Path(folder))
-        before = _rendered(replace(options, root=root, store_name=str(options.root.resolve())), base) if root else ()
-    return compare(before, after)
+        before = _report(replace(options, root=root, store_name=str(options.root.resolve())), base) if root else None
+    if before is None:
+        return compare((), after.rendered)
+    lost = _not_rendered(before, after, base) + _not_rendered(after, before, "the tree")
+    names = {change.name for change in lost}
+    kept = [[r for r in report.rendered if r.kustomization not in names] for report in (before, after)]
+    return sorted([*compare(*kept), *lost], key=lambda c: c.name)
 
 
-def _rendered(options: Options, what: str) -> tuple[Rendered, ...]:
+def _not_rendered(report: Report, other: Report, where: str) -> list[EnvironmentChange]:
+    """Return the HelmReleases that one state's charts are not at hand for: without both there is nothing to compare."""
+    rendered = {r.kustomization for r in other.rows if r.release and r.built}
+    return [
+        EnvironmentChange(r.kustomization, (ObjectChange(f"in {where}", "not compared", (r.note,)),))
+        for r in report.rows
+        if r.release and not r.built and r.kustomization in rendered
+    ]
+
+
+def _report(options: Options, what: str) -> Report:
     report = check(options, need_renderings=True).report
     broken = [r.kustomization or "." for r in report.rows if not r.built and r.note.endswith("is broken")]
     failed = [f.kustomization or "." for f in report.findings if f.stage is Stage.BUILD and not report.ok]
@@ -145,7 +160,7 @@ def _rendered(options: Options, what: str) -> tuple[Rendered, ...]:
             f"{', '.join(sorted({*broken, *failed}))} can't be built in {what}, so there is nothing to compare.",
             "make kustomize-check says why" if what == "the tree" else f"take another BASE than {what}",
         )
-    return report.rendered
+    return report
 
 
 def check_out(root: Path, revision: str, into: Path) -> Path | None:
@@ -250,5 +265,5 @@ def _closing(changes: Sequence[EnvironmentChange], base: str) -> str:
 
 
 def _counts(objects: Sequence[ObjectChange]) -> str:
-    counts = {verb: sum(o.verb == verb for o in objects) for verb in ("added", "changed", "removed")}
+    counts = {verb: sum(o.verb == verb for o in objects) for verb in ("added", "changed", "removed", "not compared")}
     return ", ".join(f"{count} {verb}" for verb, count in counts.items() if count)

@@ -27,7 +27,7 @@ _CHART_SOURCES = (("chart", "spec", "sourceRef"), ("chartRef",))
 
 
 @dataclass(frozen=True)
-class _Sources:
+class Sources:
     """The sources of a tree, and which of them are repositories that are not this one."""
 
     known: frozenset[tuple[str, str, str]]
@@ -48,13 +48,13 @@ def check_flux(graph: Graph, renderings: Renderings) -> list[Finding]:
     """Look at every Flux object that was met."""
     findings: list[Finding] = []
     objects = renderings.flux
-    sources = _sources(graph, objects)
+    sources = sources_of(graph, objects)
     names = {(o.namespace, o.name) for o in objects if o.is_kustomization}
     for flux in objects:
         if flux.is_kustomization:
             findings += _check_kustomization(graph, flux, names, sources)
         elif flux.kind == "HelmRelease":
-            findings += _check_release(flux, sources)
+            findings += filter(None, [missing_source(flux, sources)])
     findings += _check_dependency_circles(objects)
     findings += _check_applied_twice(renderings.applied)
     for each in renderings.applied:
@@ -63,7 +63,8 @@ def check_flux(graph: Graph, renderings: Renderings) -> list[Finding]:
     return findings
 
 
-def _sources(graph: Graph, objects: Sequence[FluxObject]) -> _Sources:
+def sources_of(graph: Graph, objects: Sequence[FluxObject]) -> Sources:
+    """Return the sources of a tree."""
     urls = {
         (o.kind, o.namespace, o.name): str(o.spec.get("url") or o.spec.get("bucketName") or "")
         for o in objects
@@ -76,7 +77,7 @@ def _sources(graph: Graph, objects: Sequence[FluxObject]) -> _Sources:
     }
     made = {("ExternalArtifact", o.namespace, name) for o in objects for name in artifacts_of(o)}
     own_urls = frozenset(urls[source] for source in own if source in urls)
-    return _Sources(frozenset({*urls, *made}), frozenset(own), own_urls, urls)
+    return Sources(frozenset({*urls, *made}), frozenset(own), own_urls, urls)
 
 
 def _finding(flux: FluxObject, rule: str, message: str, mend: str, pointer: str, warning: bool = False) -> Finding:
@@ -85,7 +86,7 @@ def _finding(flux: FluxObject, rule: str, message: str, mend: str, pointer: str,
 
 
 def _check_kustomization(
-    graph: Graph, flux: FluxObject, names: set[tuple[str, str]], sources: _Sources
+    graph: Graph, flux: FluxObject, names: set[tuple[str, str]], sources: Sources
 ) -> list[Finding]:
     findings = []
     source = source_of(flux)
@@ -115,7 +116,8 @@ def _check_kustomization(
     return findings
 
 
-def _check_release(flux: FluxObject, sources: _Sources) -> list[Finding]:
+def missing_source(flux: FluxObject, sources: Sources) -> Finding | None:
+    """Return that the source of a HelmRelease's chart is not in the tree, if so."""
     for steps in _CHART_SOURCES:
         reference: object = flux.spec
         for step in steps:
@@ -126,18 +128,13 @@ def _check_release(flux: FluxObject, sources: _Sources) -> list[Finding]:
                 str(reference.get("namespace") or flux.namespace),
                 str(reference["name"]),
             )
-            if key not in sources.known:
+            # `flux bootstrap` makes the one that it is called with.
+            if key not in sources.known and key[1:] != (DEFAULT_NAMESPACE, DEFAULT_NAMESPACE):
                 message = f"its chart's source, {key[0]} {key[1]}/{key[2]}, is not in the tree"
                 pointer = "/spec/" + "/".join(steps)
-                return [
-                    _finding(
-                        flux, "flux-source-missing", message, "add it, or mend the reference", pointer, warning=True
-                    )
-                ]
-    message = "its chart is not at hand, so what it installs is not checked"
-    return [
-        _finding(flux, "helm-not-rendered", message, "render it with `helm template` and its values", "", warning=True)
-    ]
+                mend = "add it, or mend the reference"
+                return _finding(flux, "flux-source-missing", message, mend, pointer, warning=True)
+    return None
 
 
 def _check_dependency_circles(objects: Iterable[FluxObject]) -> list[Finding]:

@@ -20,6 +20,8 @@ _CLUSTER_KINDS = {
 # Groups of Kubernetes' own that don't end in .k8s.io.
 _BUILT_IN = {"", "apps", "autoscaling", "batch", "extensions", "policy"}
 
+# The name of a version, as kustomize prints the list of them.
+_VERSION = re.compile(r"^(?:  - |    )name: [\"']?([a-z0-9]+)[\"']?$", re.MULTILINE)
 _SCOPE = re.compile(r"^  scope: [\"']?(\w+)", re.MULTILINE)
 
 
@@ -32,6 +34,18 @@ def definitions(texts: Iterable[str]) -> dict[tuple[str, str], bool]:
             if about and scope:
                 found[about] = scope.group(1) == "Cluster"
     return found
+
+
+def api_versions(texts: Iterable[str]) -> list[str]:
+    """Return what rendered CRDs let an API server serve, as Helm asks for it: `group/version` and `group/version/Kind`."""
+    found: set[str] = set()
+    for text in texts:
+        about = defined_kind(text) if "\nkind: CustomResourceDefinition\n" in f"\n{text}" else None
+        if about:
+            group, kind = about
+            for version in _VERSION.findall(text):
+                found |= {f"{group}/{version}", f"{group}/{version}/{kind}"}
+    return sorted(found)
 
 
 def is_cluster_scoped(api_version: str, kind: str, crds: Mapping[tuple[str, str], bool]) -> bool | None:

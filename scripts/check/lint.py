@@ -48,7 +48,8 @@ def _is_silenced(item: Item, rule_id: str) -> bool:
 
 
 def _reason(item: Item, key: str) -> str:
-    reason = item.annotations.get(key)
+    # What a HelmRelease is silenced for, all that its chart renders is.
+    reason = item.annotations.get(key) or (item.rendered.release_annotations or {}).get(key)
     return reason.strip() if isinstance(reason, str) else ""
 
 

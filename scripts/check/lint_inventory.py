@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from scripts.check.model import Rendered, Resource
+from scripts.check.model import Rendered, Resource, release_folder
 
 Object = Mapping[str, Any]
 
@@ -260,10 +260,20 @@ class Inventory:
     @cached_property
     def _makers(self) -> dict[str, str]:
         found: dict[str, str] = {}
+        # Of a chart from elsewhere another machine may not see what it makes: a rule is as sure there as here.
+        releases = {
+            i.rendered.kustomization: i.rendered for i in self.items if i.rendered.release_annotations is not None
+        }
         for item in self.items:
+            within = item.rendered
+            folder = release_folder(within.kustomization, within.flux_kustomizations, item.resource.subject)
+            seen = releases.get(folder) if item.kind == "HelmRelease" else None
+            if seen and seen.own_chart:
+                continue
             if item.kind in ("HelmRelease", "HelmChart") and item.group.split(".")[0] == "helm":
                 target = item.spec.get("targetNamespace")
-                found.setdefault(target if isinstance(target, str) else item.namespace, item.resource.subject)
+                named = item.resource.subject + (", whose chart is not in the tree" if seen else "")
+                found.setdefault(target if isinstance(target, str) else item.namespace, named)
             elif (
                 "." in item.group
                 and (not item.group.endswith(".k8s.io") or item.kind == "Gateway")

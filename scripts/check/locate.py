@@ -14,7 +14,8 @@ from scripts.check.references import ReferenceKind
 def line_of_field(graph: Graph, folder: str, resource: Resource, pointer: str) -> Place:
     """Return the place of a field, given by its JSON pointer, or of the deepest part of its path that is written."""
     path = resource.place.file
-    if not graph.tree.is_file(path):
+    # A chart's file is a template, whose lines are not those of what it renders to.
+    if resource.template or not graph.tree.is_file(path):
         return resource.place
     nodes, _ = yamlfile.compose(graph.tree.absolute(path).read_text(errors="replace"))
     own = next((n for n in nodes if n.start_mark.line + 1 == resource.place.line), None)

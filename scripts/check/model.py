@@ -71,6 +71,8 @@ class Resource:
 
     data: Mapping[str, Any]
     place: Place
+    # The file of a chart that Helm rendered it from, as Helm names it; empty for what kustomize rendered.
+    template: str = ""
 
     @property
     def kind(self) -> str:
@@ -98,11 +100,17 @@ class Resource:
         return f"{self.kind} {self.namespace + '/' if self.namespace else ''}{self.name}"
 
 
+def release_folder(folder: str, names: tuple[str, ...], subject: str) -> str:
+    """Return what stands for a kustomization's folder where a HelmRelease in it was rendered."""
+    by = f" ({', '.join(names)})" if names and names != (folder.rpartition("/")[2],) else ""
+    return f"{folder or '.'}{by}: {subject}"
+
+
 @dataclass(frozen=True)
 class Rendered:
-    """What one kustomization renders to, as Flux would apply it."""
+    """What one kustomization renders to, as Flux would apply it; or one HelmRelease, as Helm would."""
 
-    # The kustomization's folder, relative to the tree's root.
+    # The kustomization's folder, relative to the tree's root; what release_folder returns for a HelmRelease.
     kustomization: str
     resources: tuple[Resource, ...]
     # The YAML stream, byte for byte the same for the same tree.
@@ -110,6 +118,10 @@ class Rendered:
     seconds: float = 0.0
     # The Flux Kustomizations that apply this folder, by name; empty for one that only others include.
     flux_kustomizations: tuple[str, ...] = ()
+    # The annotations of the HelmRelease that it is what Helm renders of, and that there is one.
+    release_annotations: Mapping[str, Any] | None = None
+    # Whether the chart of that HelmRelease is in the tree, and so the same for whoever checks.
+    own_chart: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,11 +131,13 @@ class Row:
     kustomization: str
     # The Flux Kustomizations that apply it.
     flux: tuple[str, ...] = ()
-    # Of what it is a part, where it is not built by itself; why it could not be built, where it could not.
+    # Of what it is a part, where it is not built by itself; why it could not be built, where it could not; its chart.
     note: str = ""
     resources: int = 0
     seconds: float = 0.0
     built: bool = False
+    # Whether it is a HelmRelease.
+    release: bool = False
 
 
 @dataclass(frozen=True)

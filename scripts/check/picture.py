@@ -66,7 +66,7 @@ def draw(checked: Checked) -> None:
             add_flux(branch, flux)
 
     for applied in renderings.applied:
-        if not applied.flux:
+        if not applied.flux and not applied.release:
             add_folder(picture, applied.rendering.spec.folder, ())
     for flux in children.get("\0", []):
         folder = folder_of(graph.tree, flux)

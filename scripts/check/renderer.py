@@ -11,7 +11,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from scripts.check.build import Build, Rendering, finish, prepare
@@ -45,6 +45,10 @@ class Applied:
     scopes: list[str] = field(default_factory=list)
     # The renderings that hold the Flux Kustomizations which apply it.
     parents: list[Applied] = field(default_factory=list)
+    # The HelmRelease that it is what Helm renders of, its chart, and whether that is in the tree.
+    release: FluxObject | None = None
+    chart: str = ""
+    own_chart: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,7 +58,11 @@ class Applied:
     @property
     def rendered(self) -> Rendered:
         """What it rendered to."""
-        return self.rendering.rendered(self.names)
+        rendered = self.rendering.rendered(self.names)
+        if self.release is None:
+            return rendered
+        metadata = self.release.data.get("metadata") or {}
+        return replace(rendered, release_annotations=metadata.get("annotations") or {}, own_chart=self.own_chart)
 
 
 @dataclass

@@ -126,10 +126,12 @@ def closing_line(report: Report) -> str:
     """Return the last line: the verdict, with counts and time."""
     errors = sum(f.severity is Severity.ERROR for f in report.findings)
     warnings = len(report.findings) - errors
-    built = sum(r.built for r in report.rows)
+    built = sum(r.built and not r.release for r in report.rows)
+    releases = sum(r.built and r.release for r in report.rows)
+    charts = f", {releases} HelmRelease{'s' * (releases != 1)}" if releases else ""
     resources = sum(r.resources for r in report.rows)
     laps = ", ".join(f"{s.value} {t:.2f}" for s, t in report.seconds.items())
     how = "nothing changed since the last run" if report.from_cache else laps
     verdict = "✔ in order" if report.ok else f"✘ {errors} error{'s' * (errors != 1)}"
     told = f", {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
-    return f"{verdict}{told}: {built} kustomizations, {resources} resources, {report.total_s:.2f} s ({how})"
+    return f"{verdict}{told}: {built} kustomizations{charts}, {resources} resources, {report.total_s:.2f} s ({how})"

@@ -16,13 +16,22 @@ from scripts.check.sourcefile import (
     source_from_record,
     source_to_record,
 )
-from scripts.check.store import Store, code_digest, digest, digest_of_text, from_record, identity_of, to_record
+from scripts.check.store import (
+    Store,
+    code_digest,
+    digest,
+    digest_of_text,
+    from_record,
+    identity_below,
+    identity_of,
+    to_record,
+)
 from scripts.check.tree import Tree, join
 
 if TYPE_CHECKING:
     from scripts.check.graph import Graph
     from scripts.check.model import Rendered, Structure
-    from scripts.check.renderer import Applied, Renderer, Renderings
+    from scripts.check.renderer import Applied, Renderings
     from scripts.check.validate import Definitions
 
 _FLUX_GROUP = FLUX_KUSTOMIZE_GROUP.encode()
@@ -60,6 +69,9 @@ class Options:
     store_name: str = ""
     # Build also those that only others include.
     everything: bool = False
+    # What HelmReleases are rendered with, where it is there, and the folders that charts are looked for in.
+    helm: Path = Path("helm-is-not-here")
+    charts: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -82,23 +94,25 @@ def check(options: Options, need_renderings: bool = False) -> Checked:
         tree.content_digest(), code_digest(), identity_of(options.kustomize), identity_of(options.kubeconform),
         options.pins, [s.value for s in options.stages], [(e.stage.value, e.depends_on) for e in options.extra],
         options.everything,
+        identity_of(options.helm),
+        [str(c) for c in options.charts],
         tree.relative(tree.top),
     )  # fmt: skip
     if not need_renderings:
         record = store.get("results", key)
-        if record is not None and _same_outside(tree, record):
+        if record is not None and _same_outside(tree, options, record):
             return Checked(_report_of(tree.root, record, time.monotonic() - started))
     tree.known.update({k: source_from_record(r) for k, r in (store.get("files", known_files) or {}).items()})
     known = set(tree.known)
-    checked, renderer = _run(tree, options, store)
+    checked, keep, outside = _run(tree, options, store)
     report = replace(checked.report, total_s=time.monotonic() - started)
     # A file saved while the check ran was read before or after: what was found then belongs to neither content.
     if _is_unchanged(tree):
-        renderer.keep_fresh()
+        keep()
         if tree.used_keys() != known:
             store.put("files", known_files, {k: source_to_record(tree.known[k]) for k in sorted(tree.used_keys())})
             store.drop_old("files", [known_files])
-        store.put("results", key, _record_of(report, tree))
+        store.put("results", key, {**_record_of(report, tree), "charts": outside})
         store.drop_old("results", [key])
     return replace(checked, report=report)
 
@@ -111,7 +125,8 @@ def _is_unchanged(tree: Tree) -> bool:
     return again.content_digest() == tree.content_digest()
 
 
-def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Renderer]:
+def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Callable[[], None], str]:
+    """Return what was found, what keeps its parts for later runs, and what of the folders of charts it depends on."""
     from scripts.check.environments import check_environments
     from scripts.check.fluxchecks import check_flux, check_namespaces
     from scripts.check.fluxobjects import folder_of, written_objects
@@ -137,6 +152,10 @@ def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Renderer]
     with clock.of(Stage.BUILD):
         renderer = Renderer(graph, options.kustomize, store, written, look_at_files, options.everything)
         renderings = renderer.render_all()
+        keep, outside = renderer.keep_fresh, ""
+        if any("kind: HelmRelease\n" in text for a in renderings.applied for text in a.rendering.texts):
+            keep, outside, released = _render_releases(graph, renderings, options, store, keep)
+            renderings.findings += released
     structure = structures[0]
     findings = list(structure.findings)
     with clock.of(Stage.STRUCTURE):
@@ -155,6 +174,10 @@ def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Renderer]
             elsewhere = any(f.is_kustomization and folder_of(tree, f) is None for f in renderings.flux)
             findings += validator.validate([a.rendering for a in renderings.applied], elsewhere)
     findings += _extra_findings(graph, options, store, renderings, clock)
+    if any(a.release for a in renderings.applied):
+        from scripts.check.releases import with_templates
+
+        findings = list(with_templates(renderings.applied, findings))
     store.drop_old("renders", renderer.used_keys)
     report = Report(
         tree.root,
@@ -163,7 +186,27 @@ def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Renderer]
         seconds,
         tuple(_rows(graph, renderings)),
     )
-    return Checked(report, graph, renderings), renderer
+    return Checked(report, graph, renderings), keep, outside
+
+
+def _render_releases(
+    graph: Graph, renderings: Renderings, options: Options, store: Store, keep: Callable[[], None]
+) -> tuple[Callable[[], None], str, list[Finding]]:
+    """Add what the HelmReleases among what was rendered render to."""
+    from scripts.check import releases
+    from scripts.check.charts import Shelves
+
+    # As it is before anything is read from there.
+    shelves = identity_below(options.charts)
+    kubernetes = options.definitions().kubernetes if options.definitions else ""
+    tools = releases.Tools(options.helm, options.kustomize, kubernetes, Shelves(options.charts))
+    done = releases.add_releases(graph, renderings, tools, store)
+
+    def keep_all() -> None:
+        keep()
+        releases.keep(done, store)
+
+    return keep_all, shelves if done.looked_outside else "", done.findings
 
 
 def _files_with_flux(tree: Tree) -> Iterator[str]:
@@ -237,8 +280,8 @@ def _rows(graph: Graph, renderings: Renderings) -> list[Row]:
         shown.add(rendering.spec.folder)
         rows.append(
             Row(
-                rendering.spec.folder, each.names, rendering.skipped, len(rendering.texts), rendering.seconds,
-                rendering.built,
+                rendering.spec.folder, each.names, rendering.skipped or each.chart, len(rendering.texts), rendering.seconds,
+                rendering.built, each.release is not None,
             )
         )  # fmt: skip
     includers: dict[str, set[str]] = {}
@@ -314,8 +357,10 @@ def _record_of(report: Report, tree: Tree) -> dict[str, Any]:
     }
 
 
-def _same_outside(tree: Tree, record: Mapping[str, Any]) -> bool:
-    """Whether what an earlier run read beside the root is still the same."""
+def _same_outside(tree: Tree, options: Options, record: Mapping[str, Any]) -> bool:
+    """Whether what an earlier run read beside the root, or of charts elsewhere, is still the same."""
+    if record["charts"] and record["charts"] != identity_below(options.charts):
+        return False
     for path in record["outside"]:
         tree.entry(path)
     return tree.content_digest() == str(record["content"])

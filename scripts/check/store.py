@@ -90,6 +90,15 @@ def identity_of(tool: Path) -> str:
     return f"{real} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
+def identity_below(folders: Iterable[Path]) -> str:
+    """Return what tells one content of some folders from another, without reading it."""
+    found = []
+    for folder in folders:
+        for top, _, names in os.walk(folder):
+            found += sorted(identity_of(Path(top, name)) for name in names)
+    return digest(found)
+
+
 def to_record(finding: Finding) -> dict[str, Any]:
     """Return a finding as JSON has it."""
     place = {"file": finding.place.file, "line": finding.place.line}

@@ -59,14 +59,12 @@ class _Elsewhere:
 
     @staticmethod
     def of(renderings: Iterable[Rendering], others: bool) -> _Elsewhere:
-        """Return what of a tree's objects brings definitions of its own: charts, or what is not rendered."""
+        """Return what of a tree's objects brings definitions of its own: what is not rendered, charts among it."""
         operator = False
         for rendering in renderings:
             others = others or bool(rendering.skipped)
             for text in rendering.texts:
-                if "kind: HelmRelease\n" in text:
-                    others = True
-                    operator = operator or "\n  name: flux-operator\n" in text
+                operator = operator or ("kind: HelmRelease\n" in text and "\n  name: flux-operator\n" in text)
                 operator = operator or "\nkind: FluxInstance\n" in f"\n{text}"
         return _Elsewhere(others, operator)
 

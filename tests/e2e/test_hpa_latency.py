@@ -82,7 +82,7 @@ def test_a_run_on_latency_scales_staging_out_and_back_and_fails_only_on_purpose(
 
 
 def test_the_second_time_keda_is_there_and_both_metrics_are_compared(kube, make):
-    rate = "40"
+    rate = "32"
     first = demo(make, **RUN, HPA_METRIC="cpu", HPA_RATE=rate)
     second = demo(make, **RUN, HPA_METRIC="latency", HPA_RATE=rate)
     assert first.code == second.code == 0, first.output + second.output

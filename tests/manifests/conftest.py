@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,12 @@ import yaml
 from scripts import settings
 from scripts.cache import lock
 from scripts.check.build import GO_ENV
+from scripts.check.model import Report, Stage
+from scripts.check.runner import check
 from scripts.process import run
+from tests.manifests import helm_stand_in
+from tests.manifests.checking import options
+from tests.manifests.helmtrees import Look
 
 Object = dict[str, Any]
 Build = Callable[[Path], str]
@@ -100,3 +106,22 @@ def render(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 def copy_of_tree(tmp_path: Path) -> Path:
     """A copy of flux-cd/ to break or change."""
     return Path(shutil.copytree(settings.FLUX_CD, tmp_path / "flux-cd"))
+
+
+@pytest.fixture(scope="session")
+def helm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    binary = tmp_path_factory.mktemp("helm") / "helm"
+    binary.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{helm_stand_in.__file__}" "$@"\n')
+    binary.chmod(0o755)
+    return binary
+
+
+@pytest.fixture
+def look(tmp_path: Path, helm: Path) -> Look:
+    """Check the tree below tmp_path, with the folder `shelf` for charts."""
+
+    def run(**changes: Any) -> Report:
+        chosen = {"helm": helm, "charts": (tmp_path / "shelf",), "stages": (Stage.STRUCTURE, Stage.BUILD), **changes}
+        return check(options(tmp_path / "tree", tmp_path / "cache", **chosen), need_renderings=True).report
+
+    return run

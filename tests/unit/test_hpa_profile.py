@@ -55,8 +55,8 @@ RATES = [
     ("of a small environment", DEV, HpaSettings(), 7),
     ("of a large one", PRODUCTION, HpaSettings(), 28),
     ("less than half of the machine", replace(PRODUCTION, maximum=50), HpaSettings(), 40),
-    ("a latency: the least pods at their limit", replace(STAGING, limit_millicores=500), LATENCY, 45),
-    ("a latency of a small environment", replace(DEV, limit_millicores=500), LATENCY, 23),
+    ("a latency: the least pods near their limit", replace(STAGING, limit_millicores=500), LATENCY, 34),
+    ("a latency of a small environment", replace(DEV, limit_millicores=500), LATENCY, 17),
     ("a latency, given", replace(PRODUCTION, limit_millicores=1000), replace(LATENCY, rate=5), 5),
     ("at least one pod more than the minimum", Capacity(4, 5, 100, 70, 8), HpaSettings(), 15),
 ]

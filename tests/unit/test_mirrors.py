@@ -163,6 +163,7 @@ def test_release_files_come_from_the_mirror_by_their_upstream_paths() -> None:
     assert bases == {
         "https://github.com": "https://mirror.example/files",
         "https://dl.k8s.io": "https://mirror.example/files",
+        "https://get.helm.sh": "https://mirror.example/files",
     }
     assert mirrors.download_bases(Settings(), versions.load()) == {}
 

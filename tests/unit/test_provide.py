@@ -5,6 +5,7 @@ import pytest
 
 from scripts import provide, settings, sourcebuild, versions
 from scripts.cache import Cache
+from scripts.outcome import Outcome
 from scripts.settings import ImageSource
 
 
@@ -57,3 +58,61 @@ def test_the_dry_runs_programs_are_built_for_the_tests_only(
     assert calls == built
     assert outcome.changed == bool(built)
     assert (chosen.tools_dir / "kube-apiserver").is_symlink() == tests
+
+
+def test_helm_is_taken_where_it_was_brought_and_never_built_by_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = versions.load()
+    chosen = replace(settings.Settings(), image_source=ImageSource.SOURCE, cache_dir=tmp_path, state_root=tmp_path)
+    cache, keys = Cache(tmp_path), sourcebuild.entry_keys(pinned)
+    for name in ("kustomize", "kubeconform", "flux-cli", "kubernetes", "etcd", "promtool"):
+        cache.path(name, keys[name]).mkdir(parents=True)
+    linked = chosen.tools_dir / "helm"
+    calls: list[str] = []
+
+    def build(_cache: Cache, _go: object, name: str, *_: object) -> tuple[Path, bool]:
+        calls.append(name)
+        cache.path(name, keys[name]).mkdir(parents=True)
+        (cache.path(name, keys[name]) / "helm").write_text("helm")
+        return cache.path(name, keys[name]), True
+
+    monkeypatch.setattr(sourcebuild, "build_module", build)
+    monkeypatch.setattr(sourcebuild, "ensure_go", lambda *_: None)
+    for tests in (False, True):
+        provide.ensure_check_tools(chosen, pinned, tmp_path / "logs", tests)
+        assert not linked.is_symlink()
+    assert provide.ensure_helm(chosen, pinned, tmp_path / "logs").what == "helm built"
+    assert linked.read_text() == "helm"
+    assert provide.ensure_helm(chosen, pinned, tmp_path / "logs").what == "helm found"
+    assert calls == ["helm"]
+    # A link that went is put back from the cache; one to another version's goes.
+    linked.unlink()
+    provide.ensure_check_tools(chosen, pinned, tmp_path / "logs")
+    assert linked.read_text() == "helm"
+    (cache.path("helm", keys["helm"]) / "helm").unlink()
+    cache.path("helm", keys["helm"]).rename(tmp_path / "gone")
+    provide.ensure_check_tools(chosen, pinned, tmp_path / "logs")
+    assert not linked.is_symlink()
+
+
+def test_in_registry_mode_helm_is_kept_at_its_version_once_it_was_brought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = replace(settings.Settings(), image_source=ImageSource.REGISTRY, cache_dir=tmp_path, state_root=tmp_path)
+    asked: list[str] = []
+
+    def ensure(_settings: object, _versions: object, names: tuple[str, ...]) -> Outcome:
+        asked.extend(names)
+        return Outcome(False, "")
+
+    monkeypatch.setattr(provide, "_ensure_tools", ensure)
+    provide.ensure_check_tools(chosen, versions.load(), tmp_path / "logs", tests=True)
+    assert "helm" not in asked
+    provide.ensure_helm(chosen, versions.load(), tmp_path / "logs")
+    assert asked[-1] == "helm"
+    asked.clear()
+    chosen.tools_dir.mkdir()
+    (chosen.tools_dir / "helm").write_text("helm")
+    provide.ensure_check_tools(chosen, versions.load(), tmp_path / "logs")
+    assert "helm" in asked

@@ -13,8 +13,38 @@ HOME = {"HOME": "/home/me"}
 def test_an_empty_environment_gives_the_defaults_below_the_users_home() -> None:
     found = load(HOME)
     assert found == dataclasses.replace(
-        Settings(), cache_dir=Path("/home/me/.cache/gitops-lab"), state_root=Path("/home/me/.local/state/gitops-lab")
+        Settings(),
+        cache_dir=Path("/home/me/.cache/gitops-lab"),
+        state_root=Path("/home/me/.local/state/gitops-lab"),
+        charts=found.charts,
     )
+
+
+CHARTS = {
+    "linux": ({}, ["/home/me/.cache/gitops-lab/charts", "/home/me/.cache/helm/repository"]),
+    "darwin": ({}, ["/home/me/.cache/gitops-lab/charts", "/home/me/Library/Caches/helm/repository"]),
+    "the user's caches": (
+        {"XDG_CACHE_HOME": "/caches"}, ["/caches/gitops-lab/charts", "/caches/helm/repository"],
+    ),
+    "Helm's own": ({"HELM_CACHE_HOME": "/helm"}, ["/home/me/.cache/gitops-lab/charts", "/helm/repository"]),
+    "Helm's own charts": (
+        {"HELM_CACHE_HOME": "/helm", "HELM_REPOSITORY_CACHE": "/downloaded"},
+        ["/home/me/.cache/gitops-lab/charts", "/downloaded"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHARTS)
+def test_charts_are_looked_for_where_helm_keeps_them_too(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    environ, wanted = CHARTS[case]
+    monkeypatch.setattr("sys.platform", "darwin" if case == "darwin" else "linux")
+    assert [str(p) for p in load({**HOME, **environ}).charts] == wanted
+
+
+def test_a_folder_of_charts_goes_first_and_has_to_be_there(tmp_path: Path) -> None:
+    assert load({**HOME, "CHARTS": str(tmp_path)}).charts[0] == tmp_path
+    with pytest.raises(UsageError, match="is no folder"):
+        load({**HOME, "CHARTS": str(tmp_path / "none")})
 
 
 def test_every_variable_is_taken() -> None:
@@ -51,6 +81,7 @@ def test_every_variable_is_taken() -> None:
         dry_run=False,
         cache_dir=Path("/caches/gitops-lab"),
         state_root=Path("/states/gitops-lab"),
+        charts=(Path("/caches/gitops-lab/charts"), Path("/caches/helm/repository")),
     )
 
 

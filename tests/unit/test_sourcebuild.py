@@ -20,7 +20,7 @@ from tests.unit.conftest import Programs, Until
 PINS = versions.load()
 ROOTFS = {recipe.name for recipe in rootfs.ALL}
 ENTRIES = expected_entries(PINS)
-ON_DEMAND = {"keda"}
+ON_DEMAND = {"helm", "keda"}
 MODULES = set(PINS.modules) - ON_DEMAND
 OTHERS = {"flux-cli", "module-files", "envoy", "alertmanager", "prometheus-ui"}
 
