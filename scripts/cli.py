@@ -377,7 +377,7 @@ def _mirror_fill(chosen: Settings) -> int:
     tally = mirrorfill.fill(chosen, _pinned(), options)
     console.line(str(tally))
     for name in tally.left_out:
-        console.line(f"  {name} can't be built from source: not in this mirror", "dim")
+        console.line(f"  {name} is not part of what is built from source: not in this mirror", "dim")
     console.line("Next: `make mirror-verify` with the same variables.", "dim")
     return 0
 

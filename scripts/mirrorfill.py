@@ -95,12 +95,14 @@ def _from_source(target: Target, versions: Versions) -> Iterator[Step]:
     settings, wants = target.settings, target.options.wants
     built = sourcebuild.ensure_source_set(Cache(settings.cache_dir), versions, settings.state_dir / "logs")
     made = sourcemirror.source_images(built, versions, own.partition("/")[2])
+    tools = {name: tool for name, tool in versions.tools.items() if name not in provide.ON_DEMAND_TOOLS}
     target.tally.left_out += [name for name in versions.images if name not in made]
+    target.tally.left_out += [name for name in versions.tools if name not in tools]
     known = _Known(target.options.folder / "source.json")
     for name, entry in made.items():
         if wants(name):
             yield Step(f"image {entry.image.tagged}", partial(_push_built, target, entry, known))
-    for name, tool in versions.tools.items():
+    for name, tool in tools.items():
         if wants(name):
             yield Step(f"file {name} {tool.version}", partial(_keep_built, target, versions, name, own, built, known))
 

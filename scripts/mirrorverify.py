@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from scripts import console, mirrorset, pins
+from scripts import console, mirrorset, pins, provide
 from scripts.downloads import digest_like, find_sha256
 from scripts.errors import LabError
 from scripts.hostfacts import current_platform
@@ -19,7 +19,7 @@ from scripts.mirrortarget import mirror_of
 from scripts.registry_client import RegistryClient
 from scripts.registry_errors import MissingError, RegistryError
 from scripts.settings import Settings
-from scripts.transfer import Limits, Transfer, is_loopback, size_text
+from scripts.transfer import Limits, NotFoundError, Transfer, is_loopback, size_text
 from scripts.versions import Image, Versions
 
 
@@ -90,7 +90,7 @@ class Verify:
         if not base:
             path = self.options.files / file.path
             if not path.is_file():
-                raise LabError(f"{path} is not there.")
+                raise NotFoundError(f"{path} is not there.")
             return path
         (url,) = {
             mirror + file.url[len(upstream) :]
@@ -120,12 +120,15 @@ def verify(settings: Settings, versions: Versions, options: MirrorOptions, limit
     client.ping()
     sums: dict[str, str] = {}
     with console.Board() as board, board.task(f"verifying {options.mirror}"):
+        needed = {mirrorset.BASE_OF_GIT_SERVER, *mirrorset.needed_images(settings, pinned)}
         for name, image in _images(settings, versions, pinned, run, client).items():
             if options.wants(name):
-                _look(run.verdict, image.tagged, partial(run.image, client, name, image))
+                _look(run.verdict, image.tagged, partial(run.image, client, name, image), needed=name in needed)
         files = [f for f in mirrorset.release_files(pinned, options.platforms) if options.wants(f.tool)]
         for file in sorted(files, key=lambda f: not f.is_checksums):
-            _look(run.verdict, file.path, partial(run.file, file, sums))
+            _look(
+                run.verdict, file.path, partial(run.file, file, sums), needed=file.tool not in provide.ON_DEMAND_TOOLS
+            )
     return run.verdict
 
 
@@ -148,12 +151,20 @@ def _images(
     return wanted
 
 
-def _look(verdict: Verdict, what: str, read: Callable[[], None]) -> None:
-    """Look at one thing; what is wrong with it is noted, and the rest is looked at all the same."""
+def _look(verdict: Verdict, what: str, read: Callable[[], None], *, needed: bool) -> None:
+    """Look at one thing; what is wrong with it is noted, and the rest is looked at all the same.
+
+    Not to be there is wrong only of what setup takes from a mirror: a lab does without the rest, or without what it
+    has it for.
+    """
     verdict.things += 1
     try:
         read()
     except LabError as error:
+        if not needed and isinstance(error, (MissingError, NotFoundError)):
+            verdict.things -= 1
+            console.line(f"  {what} is not there, nor needed for a lab with these settings", "dim")
+            return
         details = f"\n{error.details}" if error.details else ""
         verdict.wrong.append(f"{what}: {error.what}{details}" if what not in error.what else error.what + details)
 

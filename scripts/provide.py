@@ -31,6 +31,8 @@ from scripts.versions import Versions
 PROBE_URL = "https://registry.k8s.io/v2/"
 PROBE_TIMEOUT_S = 3.0
 TOOLS = ("kind", "kubectl", "kustomize", "kubeconform", "flux", "vegeta", "kube-apiserver", "promtool")
+# Tools that setup does without: a command of their own brings them.
+ON_DEMAND_TOOLS = (HELM,)
 # In source mode: where each tool comes from.
 TOOL_BINARIES = {
     "kind": ("kind", "kind"),

@@ -286,6 +286,28 @@ def test_what_is_missing_is_named(
     assert verify(settings, these, replace(options, only=("x",)), FAST).wrong == []
 
 
+def test_what_only_a_demand_needs_may_be_missing_but_not_be_another(
+    settings: Settings, these: Versions, options: MirrorOptions, registry: FakeRegistry,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    demanded = replace(these.images["y"], on_demand="make keda")
+    these = replace(these, images=these.images | {"y": demanded})
+    monkeypatch.setattr(provide, "ON_DEMAND_TOOLS", ("t",))
+    fill(settings, these, options, FAST)
+    for file in (options.files / "files/acme/v1").iterdir():
+        file.unlink()
+    (manifest,) = [key for key in registry.manifests if key[0].endswith("fluxcd/y") and key[1].startswith("sha256:")]
+    kept = registry.manifests.pop(manifest)
+    assert wrong(settings, these, options) == []
+    told = capsys.readouterr().out
+    assert "ghcr.io/fluxcd/y:v2 is not there, nor needed" in told
+    assert "files/acme/v1/t-linux-amd64 is not there, nor needed" in told
+    registry.manifests[manifest] = kept
+    (options.files / "files/acme/v1/t-linux-amd64").write_bytes(b"another")
+    (options.files / "files/acme/v1/sums.txt").write_text(f"{SHA}  t-linux-amd64\n")
+    assert [line.partition(":")[0] for line in wrong(settings, these, options)] == ["files/acme/v1/t-linux-amd64"]
+
+
 def test_nothing_is_verified_in_a_mirror_that_is_not_reached(
     settings: Settings, these: Versions, options: MirrorOptions
 ) -> None:
