@@ -32,7 +32,7 @@ NAME = "lab-e2e-mirror"
 FILL_TIMEOUT_S = 1800
 SETUP_TIMEOUT_S = 1800
 SETUP_OVER_BARE = 2.2
-# Where a machine has its own programs; the lab's tools are in none of them.
+# Where a machine has its own programs.
 PLAIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -79,6 +79,16 @@ def make(*args: str, root: Path, env: dict[str, str], timeout_s: float) -> Done:
         capture_output=True, text=True, timeout=timeout_s, env=env, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
     return Done(done.returncode, done.stdout + done.stderr)
+
+
+def path_without_tools(folder: Path) -> Path:
+    """Fill a folder with this machine's programs but for the lab's tools, which some machines have, and return it."""
+    for place in PLAIN_PATH.split(":"):
+        for program in sorted(Path(place).glob("*")):
+            link = folder / program.name
+            if program.name not in provide.TOOL_BINARIES and not link.is_symlink():
+                link.symlink_to(program)
+    return folder
 
 
 def own_environment(**variables: str) -> dict[str, str]:
@@ -164,7 +174,7 @@ def person(mirror, tmp_path_factory) -> Iterator[Person]:
     }
     environment = kept | mirror.variables | {
         "HOME": str(home),
-        "PATH": PLAIN_PATH,
+        "PATH": str(path_without_tools(tmp_path_factory.mktemp("programs"))),
         "LANG": "C.UTF-8",
         "IMAGE_SOURCE": "registry",
         "CLUSTER_NAME": NAME,
@@ -172,8 +182,8 @@ def person(mirror, tmp_path_factory) -> Iterator[Person]:
         "REGISTRY_PORT": str(registry),
         "GIT_PORT": str(git_port),
     }  # fmt: skip
-    for tool in provide.TOOLS:
-        assert not shutil.which(tool, path=PLAIN_PATH), f"{tool} is on PATH: this test would prove nothing"
+    for tool in provide.TOOL_BINARIES:
+        assert not shutil.which(tool, path=environment["PATH"]), f"{tool} is on PATH: this test would prove nothing"
     found = Person(home, clone, environment)
     yield found
     down = found.make("teardown", PURGE="1")
