@@ -228,7 +228,7 @@ def test_an_altered_layer_is_refused_and_nothing_is_made(person, mirror):
     assert "Traceback" not in refused.output
     assert docker.containers_with_label(f"{KIND_CLUSTER_LABEL}={NAME}") == []
     assert not [name for name in _pulled(mirror) if "library/registry" in name]
-    assert verified.code == 1
+    assert verified.code != 0
     assert "docker.io/library/registry:" in verified.output
     assert "is not what its digest says" in verified.output
 
