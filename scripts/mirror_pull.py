@@ -20,8 +20,9 @@ from scripts.engine import is_root
 from scripts.errors import LabError
 from scripts.lockfile import LockFile
 from scripts.mirrors import ImageMirror
+from scripts.monitoring import mode
 from scripts.process import run
-from scripts.settings import MirrorLayout, Settings
+from scripts.settings import ImageSource, MirrorLayout, Settings
 from scripts.transfer import is_loopback
 from scripts.versions import Image, Versions
 
@@ -125,7 +126,8 @@ def open_pull(settings: Settings, versions: Versions, pinned: Versions) -> Pull:
 
 
 def _require_everything(mirror: ImageMirror, settings: Settings, versions: Versions, git_server: Image) -> None:
-    needed = mirrorset.needed_images(settings, versions)
+    chosen = replace(settings, monitoring=mode.choose(settings, ImageSource.REGISTRY))
+    needed = mirrorset.needed_images(chosen, versions)
     del needed[mirrorset.GIT_SERVER]
     if not mirror.client().digest_of(mirror.repository(git_server.image), git_server.tag):
         # Then it is built, on what the mirror has of its base.

@@ -48,6 +48,12 @@ def test_setup_brings_what_is_asked_for_or_there_or_else_the_sources_default(
     assert mode.choose(replace(lab, monitoring=asked, kube_context=context), source) is found
 
 
+def test_behind_a_mirror_the_set_is_the_one_that_needs_no_chart(lab: Settings) -> None:
+    behind = replace(lab, image_mirror="mirror.example:5000")
+    assert mode.choose(behind, REGISTRY) is LITE
+    assert mode.choose(replace(behind, monitoring=FULL), REGISTRY) is FULL
+
+
 @pytest.mark.parametrize("remembered", [None, FULL])
 def test_the_whole_stack_is_refused_where_grafana_cannot_be_had(lab: Settings, remembered: Monitoring | None) -> None:
     asked = FULL
