@@ -77,8 +77,14 @@ def wait_for_data(prometheus: Prometheus, expression: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def reconciled() -> None:
-    """Let Flux work once while Prometheus looks: in a lab that nobody has pushed to yet there is nothing to measure."""
+def reconciled(prometheus) -> None:
+    """Let Flux work once while Prometheus looks: in a lab that nobody has pushed to yet there is nothing to measure.
+
+    In a new lab it takes Prometheus a minute or two to hear of all that it has to look at, and what a counter had
+    reached by then is no rate.
+    """
+    for kind in ("GitRepository", "Kustomization"):
+        wait_for_data(prometheus, f'gotk_reconcile_duration_seconds_count{{kind="{kind}"}}')
     done = run_make("reconcile")
     assert done.code == 0, done.output
 
