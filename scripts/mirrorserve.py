@@ -29,6 +29,7 @@ from scripts.gobuild import module_key
 from scripts.mirror_options import MirrorOptions
 from scripts.process import Background, background
 from scripts.settings import Settings
+from scripts.transfer import direct_session
 from scripts.versions import Versions
 from scripts.waiting import wait_for
 
@@ -170,8 +171,7 @@ def file_server(options: MirrorOptions, addresses: Sequence[str], certificate: S
 
 
 def _wait_until_it_answers(url: str, ca: Path, started: Sequence[Background]) -> None:
-    session = requests.Session()
-    session.trust_env = False
+    session = direct_session()
 
     def pending() -> list[str]:
         for program in started:

@@ -157,16 +157,15 @@ def _look(verdict: Verdict, what: str, read: Callable[[], None], *, needed: bool
     Not to be there is wrong only of what setup takes from a mirror: a lab does without the rest, or without what it
     has it for.
     """
-    verdict.things += 1
     try:
         read()
     except LabError as error:
         if not needed and isinstance(error, (MissingError, NotFoundError)):
-            verdict.things -= 1
             console.line(f"  {what} is not there, nor needed for a lab with these settings", "dim")
             return
         details = f"\n{error.details}" if error.details else ""
         verdict.wrong.append(f"{what}: {error.what}{details}" if what not in error.what else error.what + details)
+    verdict.things += 1
 
 
 def platforms_line(options: MirrorOptions) -> str:

@@ -16,6 +16,7 @@ from scripts import settings as lab_settings
 from scripts.kube import Kube
 from scripts.settings import MAIN_BRANCH, ROOT, Settings
 from scripts.sidecars import restore_branches
+from scripts.transfer import direct_session
 
 MAKE_TIMEOUT_S = 900
 
@@ -106,8 +107,7 @@ def clone(settings: Settings, tmp_path: Path) -> Iterator[Clone]:
 @pytest.fixture
 def edge(settings: Settings) -> Callable[..., requests.Response]:
     """Request a path of an environment through the edge on 127.0.0.1."""
-    session = requests.Session()
-    session.trust_env = False
+    session = direct_session()
 
     def get(environment: str, path: str) -> requests.Response:
         url = f"http://127.0.0.1:{settings.edge_port}{path}"

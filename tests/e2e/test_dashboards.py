@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import requests
 
 from scripts import endpoints
 from scripts.monitoring import page
@@ -21,6 +20,7 @@ from scripts.monitoring.dashboards.panels import Panel
 from scripts.monitoring.debug_metrics import PROBE
 from scripts.monitoring.prometheus import GRAFANA, MonitoringMissingError, Prometheus, connected, pod_of
 from scripts.settings import ROOT, environments
+from scripts.transfer import direct_session
 from scripts.waiting import wait_for
 from tests.e2e.conftest import run_make
 
@@ -249,8 +249,7 @@ def test_prometheus_is_reached_on_the_loopback_address_until_interrupted():
     try:
         assert process.stdout is not None
         assert f"http://127.0.0.1:{port}/ is Prometheus" in process.stdout.readline()
-        session = requests.Session()
-        session.trust_env = False
+        session = direct_session()
         assert session.get(f"http://127.0.0.1:{port}/-/ready", timeout=10).status_code == 200
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=30) == 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import requests
 
 from scripts import appimage, docker, provide, versions
 from scripts.images import REPOSITORY
 from scripts.settings import APP_NAME
+from scripts.transfer import direct_session
 
 pytestmark = pytest.mark.long
 
@@ -45,8 +45,7 @@ def test_two_builds_of_the_same_input_are_the_same_image(rebuild, name):
 
 
 def test_the_registry_has_what_its_sources_give(settings, rebuild):
-    session = requests.Session()
-    session.trust_env = False
+    session = direct_session()
     base = f"http://127.0.0.1:{settings.registry_port}/v2/{APP_NAME}"
     tag = appimage.content_tag()
     manifest = session.get(f"{base}/manifests/{tag}", headers={"Accept": appimage.ACCEPT}, timeout=10).json()

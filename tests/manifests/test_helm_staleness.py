@@ -25,9 +25,8 @@ from tests.manifests.helmtrees import (
     release,
     tree,
 )
-from tests.manifests.test_helm_releases import CRD, values_map
+from tests.manifests.test_helm_releases import CRD, ROW, values_map
 
-ROW = "apps: HelmRelease apps/web"
 FROM = "  valuesFrom:\n  - {kind: ConfigMap, name: values}\n"
 Change = Callable[[Path], None]
 
