@@ -18,7 +18,14 @@ from scripts.errors import LabError, PreflightError
 from scripts.kube import Kube
 from scripts.outcome import Outcome
 from scripts.process import run
-from scripts.settings import KIND_CLUSTER_LABEL, KIND_DIR, OWNER_LABEL, REGISTRY_IN_CLUSTER, Settings
+from scripts.settings import (
+    KIND_CLUSTER_LABEL,
+    KIND_DIR,
+    OWNER_LABEL,
+    REGISTRY_IN_CLUSTER,
+    REGISTRY_PORT_INSIDE,
+    Settings,
+)
 from scripts.versions import Image
 from scripts.waiting import wait_for
 
@@ -197,7 +204,9 @@ def wire_registry(settings: Settings) -> None:
 
     https://kind.sigs.k8s.io/docs/user/local-registry/
     """
-    hosts = f'[host."http://{settings.registry_container}:5000"]\n  capabilities = ["pull", "resolve"]\n'
+    hosts = (
+        f'[host."http://{settings.registry_container}:{REGISTRY_PORT_INSIDE}"]\n  capabilities = ["pull", "resolve"]\n'
+    )
     names = (REGISTRY_IN_CLUSTER, f"localhost:{settings.registry_port}")
     script = "; ".join(
         f'mkdir -p /etc/containerd/certs.d/{name} && printf %s "$hosts" > /etc/containerd/certs.d/{name}/hosts.toml'

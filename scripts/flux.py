@@ -15,7 +15,7 @@ from scripts.appimage import IMAGE_IN_CLUSTER
 from scripts.cache import digest_of
 from scripts.fluxcli import CONTROLLERS
 from scripts.kube import Kube, Object, condition, is_ready
-from scripts.monitoring import full
+from scripts.monitoring import chart, full
 from scripts.outcome import Outcome
 from scripts.process import run
 from scripts.settings import (
@@ -28,7 +28,7 @@ from scripts.settings import (
     Monitoring,
     Settings,
 )
-from scripts.sidecars import connect_receiver, git_service_objects
+from scripts.sidecars import connect_receiver, git_service_objects, registry_service_objects
 from scripts.sources import PROMOTED, hook_scopes, source_scopes
 from scripts.versions import Versions
 from scripts.waiting import wait_for
@@ -67,6 +67,8 @@ _ARGS: Mapping[str, Mapping[str, str]] = {
     "helm-controller": _COMMON_ARGS,
     "notification-controller": {k: v for k, v in _COMMON_ARGS.items() if k != "--requeue-dependency"},
 }
+# A build throws away most of what it takes, Kubernetes' whole schema each time: collected less often, a push costs less.
+_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {"kustomize-controller": {"GOGC": "200"}}
 _REQUESTS = {"cpu": "20m", "memory": "48Mi"}
 
 
@@ -89,6 +91,7 @@ def _tune(deployment: Object, versions: Versions, pin_images: bool) -> None:
     wanted = _ARGS[name]
     kept = [a for a in container["args"] if a.partition("=")[0] not in wanted]
     container["args"] = kept + [f"{key}={value}" for key, value in wanted.items()]
+    container["env"] += [{"name": key, "value": value} for key, value in _ENVIRONMENT.get(name, {}).items()]
     container["resources"]["requests"] = dict(_REQUESTS)
     # No CPU limit: a reconcile is a burst, and a quota of one CPU stretches it over several periods of 100 ms.
     container["resources"]["limits"].pop("cpu", None)
@@ -162,8 +165,8 @@ def receiver_objects(settings: Settings, token: str, subnet: str) -> list[Object
 def root_objects(settings: Settings, with_credentials: bool) -> list[Object]:
     """Return the root source and the root Kustomization, which carries what depends on this machine as patches.
 
-    Git holds plain values; the address of another remote, another image repository and a lab without an edge are
-    patched on the way into the cluster.
+    Git holds plain values; the address of another remote, another image repository, a chart's own copy and a lab without
+    an edge are patched on the way into the cluster.
     """
     source = _root_source()
     source["spec"]["url"] = settings.git_fetch_url
@@ -192,6 +195,8 @@ def root_objects(settings: Settings, with_credentials: bool) -> list[Object]:
     if settings.image_repository:
         # The receiver of alerts runs on the application's image.
         patches.append(_repository_patch(settings.image_repository, name="monitoring-rules"))
+    if chart.is_from_lab(settings):
+        patches.append(chart.repository_patch())
     if patches:
         spec["patches"] = patches
     components = [WITHOUT_EDGE] if settings.edge is Edge.NONE else []
@@ -280,6 +285,8 @@ def ensure_bootstrap(settings: Settings, kube: Kube, subnet: str, credentials: M
     objects += receiver_objects(settings, token, subnet)
     if settings.owns_git:
         objects += git_service_objects(settings)
+    if chart.is_from_lab(settings):
+        objects += registry_service_objects(settings)
     if settings.monitoring is Monitoring.FULL:
         objects += full.grafana_objects(kube)
     objects += root_objects(settings, bool(credentials))

@@ -22,7 +22,7 @@ from scripts.lockfile import LockFile
 from scripts.mirrors import ImageMirror
 from scripts.monitoring import mode
 from scripts.process import run
-from scripts.settings import ImageSource, MirrorLayout, Settings
+from scripts.settings import ImageSource, MirrorLayout, Monitoring, Settings
 from scripts.transfer import is_loopback
 from scripts.versions import Image, Versions
 
@@ -133,7 +133,13 @@ def _require_everything(mirror: ImageMirror, settings: Settings, versions: Versi
         # Then it is built, on what the mirror has of its base.
         name = mirrorset.BASE_OF_GIT_SERVER
         needed[name] = versions.images[name]
-    mirrors.require_images(mirror, needed.values())
+    extra = {*mode.artifacts(Monitoring.FULL)} - {*mode.artifacts(Monitoring.LITE)}
+    mirrors.require_images(mirror, (image for name, image in needed.items() if name not in extra))
+    mirrors.require_images(
+        mirror,
+        (image for name, image in needed.items() if name in extra),
+        mend="MONITORING=lite does without them; or fill it from upstream: make mirror-fill MIRROR=… IMAGE_SOURCE=registry",
+    )
 
 
 def trust(mirror: ImageMirror) -> None:

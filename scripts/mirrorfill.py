@@ -55,9 +55,12 @@ def fill(settings: Settings, versions: Versions, options: MirrorOptions, limits:
 def _from_upstream(target: Target, versions: Versions) -> Iterator[Step]:
     wants = target.options.wants
     pinned = pins.effective(target.settings, versions)
-    for name, image in pinned.images.items():
+    for name, image in pinned.artifacts.items():
         if wants(name):
-            yield Step(f"image {image.tagged}", partial(target.copy_image, name, image))
+            yield Step(
+                f"{'chart' if name in pinned.charts else 'image'} {image.tagged}",
+                partial(target.copy_image, name, image),
+            )
     git_server = mirrorset.git_server_image(versions)
     if wants(mirrorset.GIT_SERVER):
         yield Step(f"image {git_server.tagged}", partial(_build_git_server, target, versions, pinned, git_server))
@@ -96,7 +99,7 @@ def _from_source(target: Target, versions: Versions) -> Iterator[Step]:
     built = sourcebuild.ensure_source_set(Cache(settings.cache_dir), versions, settings.state_dir / "logs")
     made = sourcemirror.source_images(built, versions, own.partition("/")[2])
     tools = {name: tool for name, tool in versions.tools.items() if name not in provide.ON_DEMAND_TOOLS}
-    target.tally.left_out += [name for name in versions.images if name not in made]
+    target.tally.left_out += [name for name in versions.artifacts if name not in made]
     target.tally.left_out += [name for name in versions.tools if name not in tools]
     known = _Known(target.options.folder / "source.json")
     for name, entry in made.items():

@@ -99,7 +99,12 @@ def open_mirror(settings: Settings, probe: Image, limits: Limits | None = None) 
     )
 
 
-def require_images(mirror: ImageMirror, images: Iterable[Image], limits: Limits | None = None) -> None:
+FILL = "make mirror-fill MIRROR=… with this version of the lab; a mirror of source-built images needs its VERSIONS_LOCK"
+
+
+def require_images(
+    mirror: ImageMirror, images: Iterable[Image], limits: Limits | None = None, mend: str = FILL
+) -> None:
     """Raise, naming all that are missing at once, unless the mirror has every image by its digest."""
     client = mirror.client(limits)
     missing = []
@@ -110,7 +115,7 @@ def require_images(mirror: ImageMirror, images: Iterable[Image], limits: Limits 
         count = "one image" if len(missing) == 1 else f"{len(missing)} images"
         raise LabError(
             f"The mirror {mirror.host} lacks {count} of this lab.",
-            "make mirror-fill MIRROR=… with this version of the lab; a mirror of source-built images needs its VERSIONS_LOCK",
+            mend,
             "\n".join(f"    {name}" for name in missing),
         )
 

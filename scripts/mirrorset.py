@@ -1,4 +1,4 @@
-"""What must be in a mirror: every image and release file of versions.yaml, and the Git server's image."""
+"""What must be in a mirror: every image, chart and release file of versions.yaml, and the Git server's image."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def git_server_image(versions: Versions) -> Image:
 
 
 def all_images(versions: Versions) -> dict[str, Image]:
-    """Return every image that a mirror may hold, by the name of its entry."""
-    return {**versions.images, GIT_SERVER: git_server_image(versions)}
+    """Return every image and chart that a mirror may hold, by the name of its entry."""
+    return {**versions.artifacts, GIT_SERVER: git_server_image(versions)}
 
 
 def needed_images(settings: Settings, versions: Versions) -> dict[str, Image]:
     """Return the images that a lab with these settings pulls from a mirror that is whole: what it has from the start."""
     left_out = {BASE_OF_GIT_SERVER, *(_EDGE_IMAGES if settings.edge is Edge.NONE else ())}
     if settings.monitoring is not Monitoring.AUTO:
-        left_out |= {*mode.images(Monitoring.FULL)} - {*mode.images(settings.monitoring)}
+        left_out |= {*mode.artifacts(Monitoring.FULL)} - {*mode.artifacts(settings.monitoring)}
     needed = {name: image for name, image in all_images(versions).items() if name not in left_out}
     return {name: image for name, image in needed.items() if not image.on_demand}
 
@@ -75,6 +75,7 @@ def listing(versions: Versions) -> str:
     """Return what must be in a mirror as the table of how-to-run.MD, which a test holds to it."""
     rows = ["| what | name | version |", "|---|---|---|"]
     rows += [f"| image | {image.image} | {image.tag} |" for image in versions.images.values()]
+    rows += [f"| chart | {chart.image} | {chart.tag} |" for chart in versions.charts.values()]
     rows.append(f"| image | {REGISTRY_IN_CLUSTER}/{GIT_SERVER} (built by `mirror-fill`) | hash of `kind/git-server/` |")
     for tool in versions.tools.values():
         for url in filter(None, (tool.url, tool.checksums)):

@@ -82,7 +82,7 @@ def _images(settings: Settings, versions: Versions) -> list[Found]:
     try:
         mirror = mirrors.open_mirror(settings, replace(versions.images["node"], digest=""), LIMITS)
     except LabError as error:
-        return [Found("image", i.image, i.tag, why=error.what) for i in versions.images.values()]
+        return [Found("image", i.image, i.tag, why=error.what) for i in versions.artifacts.values()]
 
     def tags(image: Image) -> list[str]:
         if mirror:
@@ -90,7 +90,7 @@ def _images(settings: Settings, versions: Versions) -> list[Found]:
         return pins.upstream_client(image.image, LIMITS).tags(image.image.partition("/")[2])
 
     found = []
-    for image in versions.images.values():
+    for image in versions.artifacts.values():
         host = mirror.host if mirror else image.image.partition("/")[0]
         why = silent.get(host, "")
         newest = ""

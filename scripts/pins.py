@@ -40,20 +40,17 @@ def effective(settings: Settings, versions: Versions) -> Versions:
         console.note(f"digests by {file.path}, not the publishers'")
         return _with_own_lock(versions, locked)
     _require_agreement(versions, locked, file.path)
-    images = {
-        n: i if i.digest else replace(i, digest=locked.images.get(i.tagged, "")) for n, i in versions.images.items()
-    }
-    return replace(versions, images=images)
+    return versions.held_to(lambda image: image.digest or locked.images.get(image.tagged, ""))
 
 
 def _with_own_lock(versions: Versions, locked: Locked) -> Versions:
-    images = {n: replace(i, digest=locked.images.get(i.tagged, i.digest)) for n, i in versions.images.items()}
     tools = {}
     for name, tool in versions.tools.items():
         known = locked.tools.get(name)
         same = known is not None and known.version == tool.version
         tools[name] = _held_to(tool, known.digests) if known and same else tool
-    return replace(versions, images=images, tools=tools)
+    held = versions.held_to(lambda image: locked.images.get(image.tagged, image.digest))
+    return replace(held, tools=tools)
 
 
 def _held_to(tool: Tool, digests: Mapping[str, str]) -> Tool:
@@ -79,7 +76,7 @@ def _require_agreement(versions: Versions, locked: Locked, path: Path) -> None:
         if known and known.version == tool.version:
             wrong += [f"{name} {p}" for p, d in _pinned(tool).items() if known.digests.get(p, d) != d]
     wrong += [
-        i.tagged for i in versions.images.values() if i.digest and locked.images.get(i.tagged, i.digest) != i.digest
+        i.tagged for i in versions.artifacts.values() if i.digest and locked.images.get(i.tagged, i.digest) != i.digest
     ]
     if wrong:
         raise LabError(
@@ -104,7 +101,7 @@ def lock_pins(
         raise LabError(
             "VERSIONS_LOCK is for a mirror, and there is none.", "set IMAGE_MIRROR (and DOWNLOAD_MIRROR) too"
         )
-    images = [*versions.images.values(), *extra]
+    images = [*versions.artifacts.values(), *extra]
     for name, tool in versions.tools.items():
         for platform, digest in _digests(settings, versions, name, tool, own, limits).items():
             file.record_tool(name, tool.version, platform, digest, force=force)

@@ -1,7 +1,7 @@
 """The OCI distribution API of one registry: manifests, blobs, tags, resumed uploads; every refusal in words.
 
-https://github.com/opencontainers/distribution-spec/blob/main/spec.md. Always over TLS; a blob or manifest that is
-not what its digest says is never handed on.
+https://github.com/opencontainers/distribution-spec/blob/main/spec.md. Over TLS, but to the lab's own registry on this
+machine; a blob or manifest that is not what its digest says is never handed on.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class RegistryClient:
     def __init__(self, endpoint: Endpoint, limits: Limits | None = None) -> None:
         self.endpoint = endpoint
         self._limits = limits or Limits()
-        self._base = f"https://{_API_HOSTS.get(endpoint.host, endpoint.host)}/v2/"
+        scheme = "http" if endpoint.plain else "https"
+        self._base = f"{scheme}://{_API_HOSTS.get(endpoint.host, endpoint.host)}/v2/"
         self._session = requests.Session()
         self._session.headers["User-Agent"] = "gitops-lab"
         # Without this, requests would put a password of ~/.netrc over the registry's token.

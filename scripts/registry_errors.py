@@ -24,13 +24,15 @@ class MissingError(RegistryError):
 class Endpoint:
     """A registry and how to be let in.
 
-    `variable` is what named it, for the line that tells how to mend a failure; "" for an upstream.
+    `variable` is what named it, for the line that tells how to mend a failure; "" for an upstream. `plain` is for the
+    lab's own registry, which listens to 127.0.0.1 only, without TLS.
     """
 
     host: str
     ca: Path | None = None
     credentials: Credentials | None = None
     variable: str = "IMAGE_MIRROR"
+    plain: bool = False
 
     @property
     def check(self) -> str:

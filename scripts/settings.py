@@ -40,6 +40,8 @@ REGISTRY_IN_CLUSTER = "registry.lab"
 # The dot at the end keeps resolvers from trying the search domains first, the host's among them.
 GIT_HOST_IN_CLUSTER = f"git.{FLUX_NAMESPACE}.svc.cluster.local."
 GIT_PORT_INSIDE = 8080
+REGISTRY_HOST_IN_CLUSTER = f"registry.{FLUX_NAMESPACE}.svc.cluster.local"
+REGISTRY_PORT_INSIDE = 5000
 GIT_REPOSITORY = "lab.git"
 MAIN_BRANCH = "main"
 EDGE_NODE_PORT = 30080

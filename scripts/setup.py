@@ -32,7 +32,7 @@ from scripts.docker import engine_info
 from scripts.engine import ensure_engine
 from scripts.errors import LabError, UsageError
 from scripts.kube import Kube
-from scripts.monitoring import mode
+from scripts.monitoring import chart, mode
 from scripts.outcome import Outcome
 from scripts.reasons import explain_now as explain
 from scripts.settings import APP_NAME, Edge, ImageSource, Monitoring, Settings, environments
@@ -245,6 +245,8 @@ def load_monitoring(run: Run) -> Outcome:
     """Put monitoring's images onto the nodes, if the lab has it: beside Flux, which asks for them a little later."""
     if run.settings.monitoring is Monitoring.NONE or not run.settings.owns_cluster:
         return Outcome(False, "no monitoring images")
+    if run.have.mirror and chart.is_from_lab(run.settings):
+        chart.ensure_chart(run.settings, run.have.mirror, run.have.versions.charts[mode.CHART])
     if run.have.pin_images:
         return nodeimages.ensure_pulled(
             run.settings, [run.have.versions.images[name] for name in mode.images(run.settings.monitoring)]

@@ -18,12 +18,13 @@ from scripts.settings import (
     GIT_PORT_INSIDE,
     GIT_REPOSITORY,
     RECEIVER_NODE_PORT,
+    REGISTRY_HOST_IN_CLUSTER,
+    REGISTRY_PORT_INSIDE,
     Settings,
 )
 from scripts.transfer import direct_session
 from scripts.waiting import wait_for
 
-REGISTRY_PORT_INSIDE = 5000
 READY_TIMEOUT_S = 60
 
 
@@ -88,24 +89,33 @@ def _wait_for_http(what: str, container: str, url: str) -> None:
 
 def git_service_objects(settings: Settings) -> list[dict[str, Any]]:
     """Return the Service and EndpointSlice by which the cluster knows the Git server beside it."""
-    name = GIT_HOST_IN_CLUSTER.partition(".")[0]
+    return _service_objects(settings, GIT_HOST_IN_CLUSTER, GIT_PORT_INSIDE, settings.git_container)
+
+
+def registry_service_objects(settings: Settings) -> list[dict[str, Any]]:
+    """Return the same for the registry, which Flux takes charts from behind a mirror."""
+    return _service_objects(settings, REGISTRY_HOST_IN_CLUSTER, REGISTRY_PORT_INSIDE, settings.registry_container)
+
+
+def _service_objects(settings: Settings, host: str, port: int, container: str) -> list[dict[str, Any]]:
+    name = host.partition(".")[0]
     metadata = {"name": name, "namespace": FLUX_NAMESPACE}
     return [
         {
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": metadata,
-            "spec": {"clusterIP": "None", "ports": [{"name": "http", "port": GIT_PORT_INSIDE}]},
+            "spec": {"clusterIP": "None", "ports": [{"name": "http", "port": port}]},
         },
         {
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
             "metadata": {**metadata, "labels": {"kubernetes.io/service-name": name}},
             "addressType": "IPv4",
-            "ports": [{"name": "http", "port": GIT_PORT_INSIDE}],
+            "ports": [{"name": "http", "port": port}],
             "endpoints": [
                 {
-                    "addresses": [container_ip(settings.git_container, settings.network)],
+                    "addresses": [container_ip(container, settings.network)],
                     "conditions": {"ready": True},
                 }
             ],

@@ -111,6 +111,7 @@ def git_server_spec(source: SourceSet, architecture: str) -> ImageSpec:
             FileInImage("/usr/local/share/git-hooks/post-receive", folder / "post-receive", executable=True),
             FileInImage("/usr/local/lib/entrypoint.sh", folder / "entrypoint.sh", executable=True),
             FileInImage("/usr/local/lib/git-http-backend", folder / "git-http-backend", executable=True),
+            FileInImage("/usr/local/lib/pack-objects", folder / "pack-objects", executable=True),
         ],
         {
             "Env": [PATH],

@@ -10,7 +10,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -203,14 +203,6 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A Helm chart and the repository that Flux takes it from."""
-
-    version: str
-    repository: str
-
-
-@dataclass(frozen=True)
 class Versions:
     """All of versions.yaml."""
 
@@ -226,7 +218,20 @@ class Versions:
     envoy_wheel: EnvoyWheel
     tools: Mapping[str, Tool]
     images: Mapping[str, Image]
-    charts: Mapping[str, Chart]
+    charts: Mapping[str, Image]
+
+    @property
+    def artifacts(self) -> dict[str, Image]:
+        """All that comes from a registry: images, and the charts that lie beside them."""
+        return {**self.images, **self.charts}
+
+    def held_to(self, digest: Callable[[Image], str]) -> Versions:
+        """Return the same with another digest for each image and chart."""
+        return dataclasses.replace(
+            self,
+            images={name: dataclasses.replace(i, digest=digest(i)) for name, i in self.images.items()},
+            charts={name: dataclasses.replace(c, digest=digest(c)) for name, c in self.charts.items()},
+        )
 
 
 @cache

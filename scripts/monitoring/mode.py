@@ -18,6 +18,7 @@ IMAGES = (
 )
 # And what MONITORING=full has besides.
 FULL_IMAGES = ("grafana", "k8s-sidecar")
+CHART = "kube-prometheus-stack"
 
 
 def images(monitoring: Monitoring) -> tuple[str, ...]:
@@ -25,6 +26,11 @@ def images(monitoring: Monitoring) -> tuple[str, ...]:
     if monitoring is Monitoring.NONE:
         return ()
     return (*IMAGES, *FULL_IMAGES) if monitoring is Monitoring.FULL else IMAGES
+
+
+def artifacts(monitoring: Monitoring) -> tuple[str, ...]:
+    """Return all that a lab takes from registries for its monitoring, as entries of versions.yaml."""
+    return (*images(monitoring), *([CHART] if monitoring is Monitoring.FULL else []))
 
 
 def choose(settings: Settings, source: ImageSource) -> Monitoring:
@@ -43,8 +49,7 @@ def choose(settings: Settings, source: ImageSource) -> Monitoring:
 def _default(settings: Settings, source: ImageSource) -> Monitoring:
     if not settings.owns_cluster:
         return Monitoring.NONE
-    # A mirror has images and release files: the chart of the whole stack Flux fetches from its publisher.
-    return Monitoring.LITE if settings.image_mirror else MONITORING_BY_SOURCE[source]
+    return MONITORING_BY_SOURCE[source]
 
 
 def in_lab(settings: Settings) -> Monitoring:

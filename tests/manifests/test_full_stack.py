@@ -36,7 +36,9 @@ def test_the_release_is_pinned_patient_and_goes_back_when_it_fails(stack: Tree) 
     spec = stack.one("HelmRelease")["spec"]
     pinned = versions.load().charts["kube-prometheus-stack"]
     repository = stack.one("HelmRepository")
-    assert (spec["chart"]["spec"]["version"], repository["spec"]["url"]) == (pinned.version, pinned.repository)
+    assert spec["chart"]["spec"]["version"] == pinned.tag
+    assert f"{repository['spec']['url']}/{spec['chart']['spec']['chart']}" == f"oci://{pinned.image}"
+    assert repository["spec"]["type"] == "oci"
     assert spec["chart"]["spec"]["sourceRef"]["name"] == repository["metadata"]["name"]
     assert seconds(spec["timeout"]) > 600
     assert spec["upgrade"]["remediation"] == {"retries": 3, "remediateLastFailure": True, "strategy": "rollback"}

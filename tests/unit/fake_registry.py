@@ -78,6 +78,7 @@ class Fault:
 class FakeRegistry:
     authority: Authority
     auth: str = "none"  # basic or bearer
+    plain: bool = False  # without TLS, as the lab's own
     strict: bool = False  # refuse an index of which a platform is missing
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[tuple[str, str], tuple[str, bytes]] = field(default_factory=dict)
@@ -90,10 +91,13 @@ class FakeRegistry:
 
     def start(self) -> "FakeRegistry":
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.authority.certificate, self.authority.key)
-        # The handshake belongs to the connection's thread: a client that drops it must not stop the server.
-        self.server.socket = context.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
+        if not self.plain:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.authority.certificate, self.authority.key)
+            # The handshake belongs to the connection's thread: a client that drops it must not stop the server.
+            self.server.socket = context.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
@@ -323,7 +327,7 @@ def new_registry(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Itera
         monkeypatch.delenv(name.lower(), raising=False)
     running: list[FakeRegistry] = []
 
-    def start(**options: str) -> FakeRegistry:
+    def start(**options: object) -> FakeRegistry:
         running.append(FakeRegistry(authority, **options).start())  # type: ignore[arg-type]
         return running[-1]
 

@@ -25,6 +25,7 @@ from scripts.versions import PLATFORMS, Image, Tool, Versions
 from tests.unit.fake_registry import FakeRegistry, digest
 
 FAST = Limits(connect_s=10, read_s=10, tries=2, backoff_s=0.001)
+CHART = b"a chart's archive"
 AMD, ARM = b"amd64 layer" * 40_000, b"arm64 layer" * 1000
 TOOL = b"a program" * 1000
 SHA = hashlib.sha256(TOOL).hexdigest()
@@ -50,6 +51,7 @@ def these(upstream: FakeRegistry) -> Versions:
     arm = upstream.add_image("library/x", "arm", ARM, platform="linux/arm64")
     index = upstream.add_index("library/x", "1", {"linux/amd64": amd, "linux/arm64": arm})
     plain = upstream.add_image("fluxcd/y", "v2", b"one layer", b"two layers")
+    chart = upstream.add_image("acme/charts/stack", "1.2.3", CHART)
     base = f"https://{upstream.host}/files"
     upstream.files |= {f"/files/acme/v1/t-{p}": TOOL for p in ("linux-amd64", "darwin-arm64")}
     upstream.files["/files/acme/v1/sums.txt"] = "".join(
@@ -62,6 +64,7 @@ def these(upstream: FakeRegistry) -> Versions:
             "y": Image("ghcr.io/fluxcd/y", "v2", plain),
             "alpine": Image("docker.io/library/x", "1", index),
         },
+        charts={"stack": Image("ghcr.io/acme/charts/stack", "1.2.3", chart)},
         tools={"t": Tool("v1", base + "/acme/{version}/t-{os}-{arch}", base + "/acme/{version}/sums.txt")},
     )
 
@@ -93,12 +96,13 @@ def test_a_mirror_is_filled_with_all_and_verified(
     settings: Settings, these: Versions, options: MirrorOptions, registry: FakeRegistry
 ) -> None:
     tally = fill(settings, these, options, FAST)
-    assert (tally.sent, tally.found) == (4, 2), (
-        "two images, a file and its checksums; a name that is there twice, the Git server"
+    assert (tally.sent, tally.found) == (5, 2), (
+        "two images, a chart, a file and its checksums; a name that is there twice, the Git server"
     )
     amd = these.images["x"]
     assert registry.manifests["lab/docker.io/library/x", "1"][1]
     assert digest(AMD) in registry.blobs
+    assert registry.blobs[digest(CHART)] == CHART
     assert digest(ARM) not in registry.blobs, "only the chosen platform"
     assert amd.digest == digest(registry.manifests["lab/docker.io/library/x", "1"][1])
     assert (options.files / "files/acme/v1/t-linux-amd64").read_bytes() == TOOL
@@ -146,7 +150,7 @@ def test_an_interrupted_run_is_finished_by_the_next_which_brings_only_what_is_mi
     assert ("lab/ghcr.io/fluxcd/y", "v2") not in registry.manifests, "half an image is no image"
     upstream.requests.clear()
     fill(settings, these, options, FAST)
-    assert upstream.asked("GET .*blobs") == [], "the last blob had been brought, but not sent"
+    assert upstream.asked("GET .*fluxcd/y/blobs") == [], "the last blob had been brought, but not sent"
     assert digest(b"two layers") in registry.blobs
     assert wrong(settings, these, options) == []
 
@@ -358,7 +362,7 @@ def test_a_mirror_is_filled_from_the_source_built_set(
     monkeypatch.setattr(mirrorfill, "current_platform", lambda: "linux/amd64")
     here = replace(settings, image_source=ImageSource.SOURCE)
     tally = fill(here, these, options, FAST)
-    assert (tally.sent, tally.left_out, built) == (4, ["alpine"], ["x", "y"])
+    assert (tally.sent, tally.left_out, built) == (4, ["alpine", "stack"], ["x", "y"])
     assert (options.files / "files/acme/v1/t-linux-amd64").read_bytes() == TOOL
     assert SHA in (options.files / "files/acme/v1/sums.txt").read_text()
     again = fill(here, these, options, FAST)

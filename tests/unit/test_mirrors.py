@@ -11,7 +11,7 @@ import pytest
 from scripts import mirrors, mirrorset, versions
 from scripts.errors import LabError
 from scripts.mirrors import ImageMirror, hosts_files, open_mirror, require_images
-from scripts.settings import ROOT, Credentials, Edge, MirrorLayout, Settings
+from scripts.settings import ROOT, Credentials, Edge, MirrorLayout, Monitoring, Settings
 from scripts.transfer import Limits
 from scripts.versions import PLATFORMS, Image
 from tests.unit.fake_registry import PASSWORD, USER, FakeRegistry
@@ -187,8 +187,11 @@ def test_the_mirrors_user_is_shown_to_its_own_host_only(
 
 def test_what_a_mirror_must_hold() -> None:
     these = versions.load()
-    assert set(mirrorset.all_images(these)) == {*these.images, "git-server"}
+    assert set(mirrorset.all_images(these)) == {*these.images, "kube-prometheus-stack", "git-server"}
     needed = mirrorset.needed_images(Settings(), these)
+    assert "kube-prometheus-stack" in needed
+    lite = mirrorset.needed_images(Settings(monitoring=Monitoring.LITE), these)
+    assert set(needed) - set(lite) == {"kube-prometheus-stack", "grafana", "k8s-sidecar"}
     on_demand = {name for name, image in these.images.items() if image.on_demand}
     assert {"keda", "keda-adapter"} <= on_demand
     assert set(these.images) - set(needed) - on_demand == {"alpine"}, "the Git server comes ready built"
@@ -231,7 +234,9 @@ def test_the_list_names_everything_once() -> None:
     these = versions.load()
     rows = mirrorset.listing(these).splitlines()[2:]
     assert (
-        len(set(rows)) == len(rows) == len(these.images) + 1 + sum(1 + bool(t.checksums) for t in these.tools.values())
+        len(set(rows))
+        == len(rows)
+        == len(these.artifacts) + 1 + sum(1 + bool(t.checksums) for t in these.tools.values())
     )
     for image in these.images.values():
         assert f"| image | {image.image} | {image.tag} |" in rows

@@ -48,10 +48,8 @@ def test_setup_brings_what_is_asked_for_or_there_or_else_the_sources_default(
     assert mode.choose(replace(lab, monitoring=asked, kube_context=context), source) is found
 
 
-def test_behind_a_mirror_the_set_is_the_one_that_needs_no_chart(lab: Settings) -> None:
-    behind = replace(lab, image_mirror="mirror.example:5000")
-    assert mode.choose(behind, REGISTRY) is LITE
-    assert mode.choose(replace(behind, monitoring=FULL), REGISTRY) is FULL
+def test_a_mirror_changes_nothing_about_it(lab: Settings) -> None:
+    assert mode.choose(replace(lab, image_mirror="mirror.example:5000"), REGISTRY) is FULL
 
 
 @pytest.mark.parametrize("remembered", [None, FULL])

@@ -65,6 +65,7 @@ END""".replace("cat", "/bin/cat"))  # fmt: skip
     these = replace(
         versions.load(),
         images={"node": Image("docker.io/kindest/node", "v1.37.0"), "x": Image("docker.io/library/x", "1.0")},
+        charts={},
         tools={
             "kubectl": Tool("v1.37.0", "https://dl.k8s.io/release/{version}/kubectl", "https://dl.k8s.io/x"),
             "kind": Tool(
