@@ -62,7 +62,8 @@ def board() -> Board:
                     graph(
                         "Not Ready", "1 for each object that is not.", "short",
                         query(
-                            f"""max by (kind, name) (gotk_resource_info{{{OBJECTS}, ready!="True"}})
+                            f"""max by (kind, name) (gotk_resource_info{{{OBJECTS}, ready!="True"}}
+                            unless gotk_resource_info{{kind="HelmRepository", ready=""}})
                             or vector(0)""",
                             "{{kind}} {{name}}",
                         ),
