@@ -6,14 +6,15 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
 
-from scripts import git
+from scripts import docker, git
 from scripts.kube import Kube
 from scripts.monitoring import alerts, mode
-from scripts.monitoring.prometheus import Alert, Prometheus, connected
+from scripts.monitoring.prometheus import ALERTMANAGER, Alert, Prometheus, connected, reached
 from scripts.settings import Monitoring, Settings
 from scripts.waiting import wait_for
 from tests.e2e.conftest import Clone, MakeResult
@@ -125,3 +126,64 @@ def test_half_of_devs_requests_failing_fires_one_alert_and_the_revert_ends_it(
     wait_for("the receiver is told that it is over", lambda: heard("resolved"), timeout_s=180, interval_s=2)
     seen.update(firing(prometheus) - before)
     assert seen == {PAGE}
+
+
+@pytest.fixture
+def address_of_ones_own(settings: Settings, make: Callable[..., MakeResult]) -> Iterator[tuple[str, list[str]]]:
+    """A web server of somebody's own where pods find this machine, and the names of the alerts that it was told."""
+    told: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            told.extend(a["labels"]["alertname"] for a in body["alerts"] if self.path == "/hook?token=secret")
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    network = docker.inspect("network", settings.network)
+    assert network is not None
+    (gateway,) = [c["Gateway"] for c in network["IPAM"]["Config"] if "." in c.get("Gateway", "")]
+    with ThreadingHTTPServer((gateway, 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://{gateway}:{server.server_port}/hook?token=secret", told
+        finally:
+            server.shutdown()
+            thread.join(timeout=15)
+            assert make("alert-webhook", ALERT_WEBHOOK_URL="").code == 0
+
+
+@pytest.mark.long
+def test_an_address_of_ones_own_is_told_too_and_shown_nowhere(
+    prometheus: Prometheus, kube: Kube, address_of_ones_own: tuple[str, list[str]], make: Callable[..., MakeResult],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    url, told = address_of_ones_own
+    with monkeypatch.context() as patch:
+        patch.setenv("ALERT_WEBHOOK_URL", url)
+        result = make("alert-webhook")
+    assert result.code == 0, result.output
+    assert "within a minute" in result.output and "secret" not in result.output
+
+    number = 0
+
+    def pending() -> list[str]:
+        """A new alert each time: one that Alertmanager sent to the old address is not sent again for hours."""
+        nonlocal number
+        number += 1
+        with reached(kube, ALERTMANAGER) as tunnel:
+            labels = {"alertname": f"E2eWebhook{number}", "severity": "warning", "namespace": "dev"}
+            answer = requests.post(
+                f"http://127.0.0.1:{tunnel.port}/api/v2/alerts", json=[{"labels": labels}], timeout=10
+            )
+            assert answer.status_code == 200, answer.text
+        return [] if any(name.startswith("E2eWebhook") for name in told) else [f"told so far: {told}"]
+
+    wait_for("the address of one's own is told", pending, timeout_s=180, interval_s=5)
+    assert any(n.alert.startswith("E2eWebhook") for n in alerts.notifications(kube)), (
+        "the receiver is told all the same"
+    )
