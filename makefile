@@ -168,6 +168,8 @@ lock: $(VENV)/.complete ## derive all lock files from versions.yaml and requirem
 	@$(LAB) lock
 dashboards-generate: $(VENV)/.complete ## write the dashboards' ConfigMaps from scripts/monitoring/dashboards/
 	@$(LAB) dashboards-generate
+definitions: $(VENV)/.complete ## write the operators' definitions from the Go modules in upstream.yaml, without descriptions
+	@$(LAB) definitions
 rules: $(VENV)/.complete ## write the service levels' rules from what rules/slo.yaml promises
 	@$(LAB) rules
 outdated: $(VENV)/.complete ## newer versions of what versions.yaml pins, seen in the mirror or upstream

@@ -363,6 +363,14 @@ def _dashboards_generate(_: Settings) -> int:
     return 0
 
 
+def _definitions(chosen: Settings) -> int:
+    from scripts import definitions
+
+    changed = definitions.renew(chosen, _pinned())
+    console.line("\n".join(f"written: {name}" for name in changed) or "the definitions are what upstream.yaml asks for")
+    return 0
+
+
 def _lock(chosen: Settings) -> int:
     from scripts import relock
 
@@ -441,6 +449,7 @@ COMMANDS: dict[str, Command] = {
     "dashboards": _dashboards,
     "dashboards-generate": _dashboards_generate,
     "debug-metrics": _debug_metrics,
+    "definitions": _definitions,
     "deploy": _deploy,
     "diagnose": _diagnose,
     "doctor": _doctor,

@@ -1,7 +1,6 @@
-"""The platform's part: copied definitions, images and versions, metrics, the edge."""
+"""The platform's part: upstream's definitions, images and versions, metrics, the edge."""
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,14 @@ import pytest
 import yaml
 
 from scripts import versions
+from scripts.definitions import Source, sha256, sources, stripped
 from scripts.settings import EDGE_NAMESPACE, EDGE_NODE_PORT, REGISTRY_IN_CLUSTER
-from tests.manifests.conftest import Object, Tree, load_file
+from tests.manifests.conftest import Object, Tree, load_all, load_file
 from tests.manifests.paths import CRD_FOLDERS, EDGE, FOUNDATION, KEDA, METRICS_SERVER, ROOTS
 from tests.manifests.podsecurity import violations
 from tests.manifests.quantities import number
 
-COPIES = [
-    (folder / name, entry)
-    for folder in CRD_FOLDERS
-    for name, entry in load_file(folder / "upstream.yaml")["files"].items()
-]
+COPIES = [(folder / name, source) for folder in CRD_FOLDERS for name, source in sources(folder).items()]
 PROXY = {
     "app.kubernetes.io/name": "envoy",
     "app.kubernetes.io/component": "proxy",
@@ -44,23 +40,38 @@ def pod_specs(tree: Tree) -> list[Object]:
     return [o["spec"]["template"]["spec"] for o in tree.objects if o["kind"] in POD_KINDS]
 
 
-@pytest.mark.parametrize(("path", "entry"), COPIES, ids=lambda x: x.name if isinstance(x, Path) else "")
-def test_a_copied_definition_is_upstreams_to_the_byte(path: Path, entry: dict[str, str]) -> None:
-    header, _, body = path.read_bytes().partition(b"\n")
-    assert header.decode() == f"# Copied, unchanged below this line, from Go module {entry['module']}: {entry['path']}"
-    assert hashlib.sha256(body).hexdigest() == entry["sha256"]
-    assert entry["path"].endswith(path.name)
+def descriptions(schema: Any, at: str = "") -> Iterator[str]:
+    """Yield where a text of that name is: a property of that name holds a schema."""
+    for key, value in schema.items() if isinstance(schema, dict) else enumerate(schema):
+        if key == "description" and isinstance(value, str):
+            yield f"{at}.{key}"
+        elif isinstance(value, dict | list):
+            yield from descriptions(value, f"{at}.{key}")
+
+
+@pytest.mark.parametrize(("path", "source"), COPIES, ids=lambda x: x.name if isinstance(x, Path) else "")
+def test_a_definition_is_what_was_made_from_upstreams_and_has_no_schemas_descriptions(
+    path: Path, source: Source
+) -> None:
+    assert sha256(path.read_bytes()) == source.sha256_here, "`make definitions` writes it; nobody else does"
+    assert source.path.endswith(path.name)
+    text = path.read_text()
+    assert text.startswith(source.header)
+    assert stripped(text) == text.removeprefix(source.header), "another run would write it in another way"
+    (definition,) = load_all(text)
+    assert definition["kind"] == "CustomResourceDefinition"
+    for version in definition["spec"]["versions"]:
+        assert list(descriptions(version["schema"])) == []
 
 
 @pytest.mark.parametrize("folder", CRD_FOLDERS, ids=lambda f: f.parent.name)
-def test_every_copied_definition_is_recorded_and_applied(folder: Path) -> None:
-    recorded = set(load_file(folder / "upstream.yaml")["files"])
-    assert recorded == set(load_file(folder / "kustomization.yaml")["resources"])
+def test_every_definition_is_recorded_and_applied(folder: Path) -> None:
+    assert set(sources(folder)) == set(load_file(folder / "kustomization.yaml")["resources"])
 
 
 def test_the_edges_definitions_are_its_controllers_own() -> None:
     packages = versions.load().modules["envoy-gateway"].packages
-    modules = {entry["module"] for _, entry in COPIES if "envoyproxy" in entry["module"]}
+    modules = {source.module for _, source in COPIES if "envoyproxy" in source.module}
     assert {p.replace("/cmd/envoy-gateway", "") for p in packages} == modules
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from scripts import keda, settings, versions
+from scripts.definitions import sources
 from scripts.hpa import changes
 from scripts.hpa.sampling import LATENCY_METRIC
 from scripts.settings import KEDA_NAMESPACE, MONITORING_NAMESPACE
@@ -113,7 +114,7 @@ def test_its_images_have_the_version_that_is_built(name: str, installed: Tree) -
 def test_its_definitions_are_its_modules_and_every_kind_that_it_watches_is_defined(installed: Tree) -> None:
     (package,) = {p.partition("/cmd/")[0] for p in versions.load().modules[keda.MODULE].packages}
     (version,) = {p.rpartition("@")[2] for p in versions.load().modules[keda.MODULE].packages}
-    modules = {entry["module"] for entry in load_file(KEDA / "crds" / "upstream.yaml")["files"].values()}
+    modules = {source.module for source in sources(KEDA / "crds").values()}
     assert modules == {f"{package}@{version}"}
     defined = {(c["spec"]["group"], c["spec"]["names"]["plural"]) for c in installed.all("CustomResourceDefinition")}
     watched = {

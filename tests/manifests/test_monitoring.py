@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from scripts import flux, settings, versions
+from scripts.definitions import sources
 from scripts.fluxcli import CONTROLLERS
 from scripts.monitoring import mode
 from scripts.settings import EDGE_NAMESPACE, FLUX_NAMESPACE, MONITORING_NAMESPACE
@@ -211,8 +212,9 @@ def test_definitions_are_of_the_operator_that_runs_and_outlive_it(render: Callab
     definitions = render(MONITORING_DEFINITIONS).objects
     assert all(d["metadata"]["annotations"][PRUNE] == "disabled" for d in definitions), "people's objects go with them"
     tag = versions.load().images["prometheus-operator"].tag
-    files = load_file(MONITORING_DEFINITIONS / "upstream.yaml")["files"].values()
-    assert {f["module"] for f in files} == {f"github.com/prometheus-operator/prometheus-operator@{tag}"}
+    folders = (MONITORING_DEFINITIONS, MONITORING_DEFINITIONS.parent)
+    modules = {source.module for folder in folders for source in sources(folder).values()}
+    assert modules == {f"github.com/prometheus-operator/prometheus-operator@{tag}"}
 
 
 def test_every_kind_that_is_used_is_defined_before(everything: list[Object], render: Callable[[Path], Tree]) -> None:
