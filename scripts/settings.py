@@ -218,7 +218,7 @@ class Settings:
     @property
     def git_fetch_url(self) -> str:
         """Where Flux fetches from."""
-        return self.git_url or f"http://{GIT_HOST_IN_CLUSTER}:{GIT_PORT_INSIDE}/{GIT_REPOSITORY}"
+        return self.git_url or f"http://{GIT_HOST_IN_CLUSTER}:{GIT_PORT_INSIDE}/flux/{GIT_REPOSITORY}"
 
     @property
     def state_dir(self) -> Path:

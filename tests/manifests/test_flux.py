@@ -70,6 +70,8 @@ def test_the_sources_follow_their_branches_of_the_labs_repository(sources: dict[
     assert {name: o["spec"]["ref"]["branch"] for name, o in sources.items()} == SOURCES | added
     assert all(set(o["spec"]["ref"]) == {"branch"} for o in sources.values())
     assert {o["spec"]["url"] for o in sources.values()} == {settings.Settings().git_fetch_url}
+    # By that address the Git server leaves out what lies elsewhere: a source that checked it out would fail.
+    assert {folder.split("/")[0] for o in sources.values() for folder in o["spec"]["sparseCheckout"]} == {"flux-cd"}
     for o in sources.values():
         assert o["metadata"]["namespace"] == FLUX_NAMESPACE
         assert seconds(o["spec"]["timeout"]) < seconds(o["spec"]["interval"]) <= NEVER_SLOWER_THAN_S

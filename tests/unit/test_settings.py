@@ -189,7 +189,7 @@ def test_what_the_user_names_is_not_the_labs_own(
 ) -> None:
     assert (given.owns_cluster, given.owns_git) == (owns_cluster, owns_git)
     assert (given.context, given.git_push_url) == (context, push_url)
-    assert given.git_fetch_url == (given.git_url or "http://git.flux-system.svc.cluster.local.:8080/lab.git")
+    assert given.git_fetch_url == (given.git_url or "http://git.flux-system.svc.cluster.local.:8080/flux/lab.git")
 
 
 def test_two_labs_share_no_name() -> None:
