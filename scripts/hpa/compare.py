@@ -209,6 +209,11 @@ def draw(first: StoredRun, second: StoredRun, path: Path) -> None:
         highest = int(max(r.run["maximum"] for r in (first, second)))
         axis.set_ylim(0, highest + 0.5)
         axis.set_yticks(range(highest + 1))
+    if all(math.isnan(pods) for run in (first, second) for pods in run.wishes("failed_only")[1]):
+        told = (
+            "No request failed: it had nothing to tell by in either run, and an autoscaler on it would not have moved."
+        )
+        axes[3].text(0.5, 0.5, told, transform=axes[3].transAxes, ha="center", va="center", color="#333333")
     axes[3].set_xlabel("seconds since the load began; thin upright lines: its end")
     axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1.02), ncols=2)
     figure.savefig(path, dpi=charts.DPI, bbox_inches="tight")
