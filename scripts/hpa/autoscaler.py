@@ -17,6 +17,8 @@ from scripts.settings import APP_NAME, HpaMetric
 # The one that Git has, and the one that KEDA makes of a ScaledObject of the same name.
 NAMES = {HpaMetric.CPU: APP_NAME, HpaMetric.LATENCY: f"keda-hpa-{APP_NAME}"}
 UNITS = {HpaMetric.CPU: "%", HpaMetric.LATENCY: "ms"}
+# The controller's word for two autoscalers of the same pods, which it keeps until it looks again.
+AMBIGUOUS = "AmbiguousSelector"
 # The controller's --horizontal-pod-autoscaler-tolerance: closer to the target than this it does nothing.
 TOLERANCE = 0.1
 # What the controller takes where the autoscaler gives no window of its own.
@@ -39,7 +41,7 @@ def metric_of(hpa: Object) -> HpaMetric:
 def lacks_metrics(hpa: Object) -> bool:
     """Whether the autoscaler says that it gets no metrics."""
     active = condition(hpa, "ScalingActive")
-    return active.get("status") == "False" and active.get("reason") not in ("ScalingDisabled", "AmbiguousSelector")
+    return active.get("status") == "False" and active.get("reason") not in ("ScalingDisabled", AMBIGUOUS)
 
 
 def rules(hpa: Object, down: bool) -> Object:

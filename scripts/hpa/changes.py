@@ -16,10 +16,10 @@ from scripts import console
 from scripts.errors import LabError
 from scripts.git import ensure_known, environment_branch, git, remote_branches
 from scripts.hpa import facts, reasons
-from scripts.hpa.autoscaler import NAMES, metric_of
+from scripts.hpa.autoscaler import AMBIGUOUS, NAMES, metric_of
 from scripts.hpa.facts import Facts
 from scripts.hpa.reasons import LATENCY_SCALING, Kind
-from scripts.kube import Kube, Object
+from scripts.kube import Kube, Object, condition
 from scripts.settings import APP_NAME, FLUX_NAMESPACE, HpaMetric, HpaSettings, Settings
 from scripts.waiting import wait_for
 
@@ -216,8 +216,11 @@ def _own_missing(kube: Kube, environment: str) -> list[str]:
     from kubernetes.client import ApiException
 
     scalers = f"/apis/autoscaling/v2/namespaces/{environment}/horizontalpodautoscalers"
-    there = {hpa["metadata"]["name"] for hpa in kube.get(scalers)["items"]}
-    missing = [] if NAMES[HpaMetric.CPU] in there else ["Flux has not brought its own autoscaler back yet"]
+    there = {hpa["metadata"]["name"]: hpa for hpa in kube.get(scalers)["items"]}
+    own = there.get(NAMES[HpaMetric.CPU])
+    missing = [] if own else ["Flux has not brought its own autoscaler back yet"]
+    if own and condition(own, "ScalingActive").get("reason") == AMBIGUOUS:
+        missing.append("its own autoscaler has not looked again since KEDA's went")
     if NAMES[HpaMetric.LATENCY] in there:
         missing.append("KEDA's autoscaler is still there")
     try:

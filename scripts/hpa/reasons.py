@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from scripts.causes import one_line
 from scripts.hpa.autoscaler import (
+    AMBIGUOUS,
     TOLERANCE,
     UNITS,
     down_window_s,
@@ -123,7 +124,7 @@ def _inactive(facts: Facts, active: Object) -> Reason:
         return Reason(
             Kind.DISABLED, "its target was set to 0 replicas.", f"kubectl -n {facts.environment} scale … --replicas=1"
         )
-    if reason == "AmbiguousSelector":
+    if reason == AMBIGUOUS:
         return Reason(
             Kind.TWO_AUTOSCALERS,
             f"another HorizontalPodAutoscaler has the same pods, so neither does anything ({one_line(message, 160)}).",

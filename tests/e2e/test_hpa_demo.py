@@ -184,6 +184,7 @@ def newest(before: set[Path]) -> Path:
 def demo(make, **variables: str) -> Demo:
     before = {p.parent for p in REPORTS.glob(f"*/{SERIES}")}
     result = make("hpa-demo", **variables)
+    assert {p.parent for p in REPORTS.glob(f"*/{SERIES}")} - before, f"it ran nothing:\n{result.output}"
     folder = newest(before)
     return Demo(result.code, result.output, folder, json.loads((folder / SERIES).read_text()))
 

@@ -27,6 +27,7 @@ class Cluster:
         self.specs: dict[str, dict[str, Any]] = {SYNC: {}, APP: {}}
         self.applied: list[tuple[str, dict[str, Any]]] = []
         self.slow = 0
+        self.says_two = 0  # how many more looks show what the controller said while there were two autoscalers
 
     @property
     def follows_latency(self) -> bool:
@@ -48,7 +49,9 @@ class Cluster:
                 "metadata": {"generation": 1, "managedFields": managed}, "spec": {"replicas": 2}, "status": status,
             }  # fmt: skip
         if path == SCALERS:
-            return {"items": [latency_hpa() if self.follows_latency else hpa()]}
+            self.says_two, before = max(0, self.says_two - 1), self.says_two
+            own = hpa(AMBIGUOUS) if before else hpa()
+            return {"items": [latency_hpa() if self.follows_latency else own]}
         if path == SCALED:
             raise ApiException(status=404)
         raise AssertionError(path)
@@ -82,6 +85,13 @@ def test_latency_is_followed_within_the_block_and_not_after_it(cluster: Any) -> 
     assert not cluster.follows_latency
     assert not changes.left_over(cluster, "staging")
     assert [kind for kind, spec in cluster.applied if not spec] == ["Kustomization"], "the Deployment was not touched"
+
+
+def test_it_is_as_before_once_the_autoscaler_no_longer_speaks_of_two(cluster: Any) -> None:
+    cluster.says_two = 2
+    with made(cluster, LATENCY, (2, 5)):
+        assert cluster.says_two == 2
+    assert cluster.says_two == 0, "a demo that follows would have been refused for it"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, LabError("broken", "mend it")], ids=["Ctrl-C", "an error"])
