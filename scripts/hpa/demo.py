@@ -32,6 +32,8 @@ from scripts.waiting import wait_for
 QUIET_S = 10
 TICK_S = 1.0
 REASONS_EVERY_S = 3.0
+# A pod's first figures come within a minute.
+METRICS_TIMEOUT_S = 90
 AT_REST_TIMEOUT_S = 180
 SCALE_IN_TIMEOUT_S = 240
 # After the minimum is reached: the last pod drains and goes, and the picture shows that it stays so.
@@ -87,16 +89,7 @@ def prepare(settings: Settings, wanted: HpaSettings) -> tuple[Kube, Plan]:
     if changes.left_over(kube, environment):
         console.warn(f"a run that was killed left {environment} changed")
         changes.put_back(kube, environment)
-    known = facts.collect(kube, environment)
-    if known is None:
-        raise LabError(f"There is no HorizontalPodAutoscaler {APP_NAME} in {environment}.", "make reconcile")
-    faults = [
-        r for r in reasons.explain(known) if r.is_fault or r.kind in (reasons.Kind.NO_METRICS, reasons.Kind.DISABLED)
-    ]
-    if faults:
-        raise LabError(
-            f"The autoscaler of {environment} can't scale: {faults[0].kind}: {faults[0].what}", faults[0].mend
-        )
+    known = measured(kube, environment)
     answer = endpoints.check_environment(settings, kube, environment, ["/work"])[0]
     if not answer.ok:
         raise LabError(f"{environment} does not answer at the edge: {answer.why}.", "make status, make test-endpoints")
@@ -105,6 +98,38 @@ def prepare(settings: Settings, wanted: HpaSettings) -> tuple[Kube, Plan]:
         require_monitoring(kube)
         changes.require_component(settings, environment)
     return kube, plan
+
+
+def measured(kube: Kube, environment: str) -> Facts:
+    """Return the facts of an autoscaler that can scale; pods without figures yet, young ones most often, are waited for.
+
+    Raises:
+        LabError: there is none, or someone has to mend something first.
+        NotReadyError: the figures did not come.
+    """
+    known: Facts | None = None
+
+    def pending() -> list[str]:
+        nonlocal known
+        known = facts.collect(kube, environment)
+        if known is None:
+            raise LabError(f"There is no HorizontalPodAutoscaler {APP_NAME} in {environment}.", "make reconcile")
+        found = reasons.explain(known)
+        faults = [r for r in found if r.is_fault or r.kind is reasons.Kind.DISABLED]
+        if faults:
+            raise LabError(
+                f"The autoscaler of {environment} can't scale: {faults[0].kind}: {faults[0].what}", faults[0].mend
+            )
+        return [str(r) for r in found if r.kind is reasons.Kind.NO_METRICS]
+
+    if pending():
+        with console.Board() as board, board.task(f"{environment}'s pods are measured"):
+            wait_for(
+                f"{environment}'s pods are measured", pending, timeout_s=METRICS_TIMEOUT_S, interval_s=1,
+                mend=f"make hpa-status ENV={environment}",
+            )  # fmt: skip
+    assert known is not None
+    return known
 
 
 def require_monitoring(kube: Kube) -> None:

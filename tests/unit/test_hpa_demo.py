@@ -20,6 +20,7 @@ from scripts.hpa.profile import Capacity, Stage
 from scripts.hpa.reasons import Kind, Reason
 from scripts.hpa.timeline import summarise
 from scripts.settings import Edge, HpaMetric, HpaSettings, Settings
+from scripts.waiting import wait_for
 from tests.unit.hpa_facts import PLAN, WANTED, cond, deployment, facts, hpa, latency_hpa, pod, recording
 from tests.unit.test_hpa_generator import FAKE
 
@@ -73,6 +74,28 @@ def test_what_would_make_a_run_meaningless_is_refused_in_a_line(
     assert told in refused.value.what
     assert refused.value.mend
     assert "\n" not in refused.value.what
+
+
+SERVES = {"status": {"conditions": [cond("Available", "True")]}}
+NO_FIGURES = cond("ScalingActive", "False", "FailedGetResourceMetric", "no metrics returned from resource metrics API")
+YOUNG = facts(hpa=hpa(NO_FIGURES, percent=None), api_service=SERVES, pods=(pod(),))
+
+
+def test_pods_without_figures_yet_are_waited_for(lab: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [YOUNG, YOUNG, facts()]
+    monkeypatch.setattr(demo.facts, "collect", lambda *_: found.pop(0))
+    monkeypatch.setattr(demo, "wait_for", lambda *args, **options: wait_for(*args, **{**options, "interval_s": 0.001}))
+    _, plan = demo.prepare(lab["settings"], WANTED)
+    assert (found, plan.capacity.minimum) == ([], 2)
+
+
+def test_figures_that_do_not_come_end_the_wait(lab: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    lab["facts"] = YOUNG
+    monkeypatch.setattr(demo, "METRICS_TIMEOUT_S", 0.0)
+    with pytest.raises(NotReadyError) as late:
+        demo.prepare(lab["settings"], WANTED)
+    assert "metrics not there yet" in f"{late.value.what}{late.value.details}"
+    assert late.value.mend == "make hpa-status ENV=staging"
 
 
 def test_a_lab_without_edge_or_generator_is_refused(lab: dict[str, Any]) -> None:
