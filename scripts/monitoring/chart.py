@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from scripts import console
+from scripts import console, pins
 from scripts.mirrors import ImageMirror
 from scripts.monitoring import mode
 from scripts.outcome import Outcome
@@ -42,7 +42,9 @@ def ensure_chart(settings: Settings, mirror: ImageMirror, chart: Image) -> Outco
         return Outcome(False, f"{mode.CHART} {chart.tag} is in the registry")
     console.note(f"copying the chart {chart.tagged}")
     source, name = mirror.client(), mirror.repository(chart.image)
-    manifest = source.manifest(name, chart.digest or chart.tag)
+    # Its publisher's digest is not known beforehand: the first one that is seen holds from then on.
+    locked = pins.lock_file(settings).ensure_image(chart, lambda _: source.manifest(name, chart.tag).digest)
+    manifest = source.manifest(name, locked.digest)
     with tempfile.TemporaryDirectory(prefix="gitops-lab-chart-") as folder:
         for digest in manifest.blobs():
             path = Path(folder) / digest.partition(":")[2]

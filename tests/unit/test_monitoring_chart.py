@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
-from scripts import flux, versions
+from scripts import flux, pins, versions
 from scripts.mirrors import ImageMirror
 from scripts.monitoring import chart, mode
 from scripts.registry_errors import RegistryError
@@ -26,8 +27,10 @@ def lab(new_registry: Callable[..., FakeRegistry]) -> FakeRegistry:
 
 
 @pytest.fixture
-def settings(lab: FakeRegistry) -> Settings:
-    return replace(BEHIND, registry_port=lab.server.server_port)
+def settings(lab: FakeRegistry, tmp_path: Path) -> Settings:
+    return replace(
+        BEHIND, registry_port=lab.server.server_port, versions_lock=tmp_path / "lock.yaml", cache_dir=tmp_path
+    )
 
 
 @pytest.fixture
@@ -58,6 +61,18 @@ def test_another_digest_under_the_tag_is_replaced(
     lab.add_image(*IN_LAB, b"an older one")
     assert chart.ensure_chart(settings, mirror, pinned).changed
     assert ARCHIVE in lab.blobs.values()
+
+
+def test_a_digest_that_is_not_known_is_the_first_that_is_seen(
+    settings: Settings, lab: FakeRegistry, mirror: ImageMirror, pinned: Image, registry: FakeRegistry
+) -> None:
+    tagged = replace(pinned, digest="")
+    assert chart.ensure_chart(settings, mirror, tagged).changed
+    assert pins.lock_file(settings).read().images == {pinned.tagged: pinned.digest}
+    lab.manifests.clear()
+    registry.add_image(f"lab/{pinned.image}", pinned.tag, b"another chart under the same tag")
+    assert chart.ensure_chart(settings, mirror, tagged).changed
+    assert lab.manifests[IN_LAB] == registry.manifests[f"lab/{pinned.image}", pinned.digest]
 
 
 @pytest.mark.parametrize(
