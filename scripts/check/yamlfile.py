@@ -22,7 +22,9 @@ MAX_COPIES = 100_000
 MAX_VALUES = 300_000
 # A value on its own, counted without looking into it.
 _LEAF = (1, 1)
-# Deeper or more brackets than this, and the depth is looked at.
+# Deeper or more brackets than this, and the depth is looked at. Brackets of lists and mappings: those of the patterns that
+# definitions are full of stand after other characters.
+_FLOW_START = re.compile(r"(?<![^\s:,\[{\ufeff])[\[{]")
 _MAYBE_DEEP = re.compile(r"^ {80}", re.MULTILINE)
 
 _SECOND_ANCHOR = ("second occurrence", "found duplicate anchor")
@@ -69,7 +71,8 @@ def compose(text: str) -> tuple[list[Node], list[Problem]]:
         problems.append(_syntax_problem(error, text))
     except yaml.YAMLError as error:
         problems.append(_character_problem(error, text))
-    if "*" in text or _MAYBE_DEEP.search(text) or text.count("[") + text.count("{") > MAX_DEPTH // 2:
+    may_repeat = "*" in text and "&" in text
+    if may_repeat or _MAYBE_DEEP.search(text) or len(_FLOW_START.findall(text)) > MAX_DEPTH // 2:
         unusable = next(filter(None, map(_unbounded, nodes)), None)
         if unusable:
             return [], [*problems, unusable]
