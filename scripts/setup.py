@@ -242,15 +242,18 @@ def build_application(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
 
 
 def load_monitoring(run: Run) -> Outcome:
-    """Put monitoring's images onto the nodes, if the lab has it: beside Flux, which asks for them a little later."""
+    """Bring monitoring's images and chart, if the lab has it: beside Flux, which asks for them a little later."""
     if run.settings.monitoring is Monitoring.NONE or not run.settings.owns_cluster:
         return Outcome(False, "no monitoring images")
-    if run.have.mirror and chart.is_from_lab(run.settings):
-        chart.ensure_chart(run.settings, run.have.mirror, run.have.versions.charts[mode.CHART])
+    versions = run.have.versions
     if run.have.pin_images:
-        return nodeimages.ensure_pulled(
-            run.settings, [run.have.versions.images[name] for name in mode.images(run.settings.monitoring)]
+        pulled = nodeimages.ensure_pulled(
+            run.settings, [versions.images[name] for name in mode.images(run.settings.monitoring)]
         )
+        if not (run.have.mirror and chart.is_from_lab(run.settings)):
+            return pulled
+        copied = chart.ensure_chart(run.settings, run.have.mirror, versions.charts[mode.CHART])
+        return Outcome(pulled.changed or copied.changed, f"{pulled.what}, {copied.what}")
     return nodeimages.ensure_loaded(run.settings, run.have.monitoring_images)
 
 

@@ -37,19 +37,13 @@ def choose(settings: Settings, source: ImageSource) -> Monitoring:
     """Return the monitoring that setup brings: as asked for, as the lab has it already, or what the source allows."""
     wanted = settings.monitoring
     if wanted is Monitoring.AUTO:
-        wanted = _remembered(settings) or _default(settings, source)
+        wanted = _remembered(settings) or (MONITORING_BY_SOURCE[source] if settings.owns_cluster else Monitoring.NONE)
     if wanted is Monitoring.FULL and source is ImageSource.SOURCE:
         raise UsageError(
             "MONITORING=full needs a chart and images (Grafana) that can't be built from source.",
             "take MONITORING=lite: the same rules and targets, and `make dashboards` draws the same dashboards",
         )
     return wanted
-
-
-def _default(settings: Settings, source: ImageSource) -> Monitoring:
-    if not settings.owns_cluster:
-        return Monitoring.NONE
-    return MONITORING_BY_SOURCE[source]
 
 
 def in_lab(settings: Settings) -> Monitoring:
