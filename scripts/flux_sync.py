@@ -19,6 +19,7 @@ from scripts.waiting import wait_for
 
 NUDGE_AFTER_S = 8.0
 STILL_AT = ": still at "
+REQUESTED_AT = "reconcile.fluxcd.io/requestedAt"
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,18 @@ def pending_kustomizations(kube: Kube, expected: Mapping[str, Expected]) -> list
         elif not is_ready(thing):
             message = str(condition(thing).get("message", "not reconciled yet")).strip()
             lines.append(f"Kustomization {name}: {message}")
+        elif _is_asked(thing):
+            lines.append(f"Kustomization {name}: asked to look again, and not done with it yet")
         elif not _holds(str(thing["status"].get("lastAppliedRevision", "")), wanted):
             lines.append(f"Kustomization {name}{STILL_AT}{thing['status'].get('lastAppliedRevision', 'no revision')}")
     return lines
+
+
+def _is_asked(thing: Mapping[str, Any]) -> bool:
+    """Whether Flux was asked to look at a thing and has not answered: its Ready is still that of the last time."""
+    asked = thing["metadata"].get("annotations", {}).get(REQUESTED_AT, "")
+    suspended = thing.get("spec", {}).get("suspend", False)
+    return bool(asked) and not suspended and thing["status"].get("lastHandledReconcileAt", "") != asked
 
 
 def _holds(revision: str, wanted: Expected) -> bool:
@@ -77,7 +87,7 @@ def request_reconcile(
 
     A source without a new commit costs one request; a Kustomization applies all that it has again.
     """
-    patch: dict[str, Any] = {"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": when}}}
+    patch: dict[str, Any] = {"metadata": {"annotations": {REQUESTED_AT: when}}}
     asked = []
     for kind, only in (("GitRepository", sources), ("Kustomization", kustomizations)):
         names = (

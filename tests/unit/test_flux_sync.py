@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -60,3 +61,30 @@ def test_what_stays_behind_is_asked_for_once_in_a_while(waiting) -> None:
 def test_a_new_commit_begins_anew(waiting) -> None:
     """Each of them is held for less than it takes to be asked for."""
     assert waiting(lambda n: [] if n > 20 else [f"{BEHIND}{n // 3}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "handled", "suspended", "says"),
+    [
+        (None, None, False, []),
+        ("at-2", "at-2", False, []),
+        ("at-2", "at-1", False, ["Kustomization dev: asked to look again, and not done with it yet"]),
+        ("at-2", None, False, ["Kustomization dev: asked to look again, and not done with it yet"]),
+        ("at-2", "at-1", True, []),
+    ],
+)
+def test_a_kustomization_that_was_asked_is_waited_for(
+    asked: str | None, handled: str | None, suspended: bool, says: list[str]
+) -> None:
+    """Until it has looked, its Ready is that of the last time: `make reconcile` and `make resume` ended too early."""
+    thing: dict[str, Any] = {
+        "metadata": {"name": "dev"},
+        "spec": {"suspend": suspended},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}], "lastAppliedRevision": "main@sha1:1"},
+    }
+    if asked:
+        thing["metadata"]["annotations"] = {flux_sync.REQUESTED_AT: asked}
+    if handled:
+        thing["status"]["lastHandledReconcileAt"] = handled
+    kube = SimpleNamespace(list_custom=lambda *_: [thing])
+    assert flux_sync.pending_kustomizations(kube, {"dev": flux_sync.Expected("1")}) == says  # type: ignore[arg-type]
