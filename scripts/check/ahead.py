@@ -6,7 +6,14 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from scripts.check.aside import Aside
-from scripts.check.sourcefile import FLUX_GROUPS, KUSTOMIZATION_FILES, MAX_YAML_BYTES, SourceFile, parse_whole
+from scripts.check.sourcefile import (
+    FLUX_GROUPS,
+    KUSTOMIZATION_FILES,
+    MAX_YAML_BYTES,
+    SourceFile,
+    may_expand,
+    parse_whole,
+)
 from scripts.check.store import Store
 from scripts.check.tree import Tree
 
@@ -14,8 +21,9 @@ from scripts.check.tree import Tree
 WORTHWHILE_BYTES = 150_000
 # Nodes take thirty times their text: those of more than this are not kept for their schemas.
 MAX_NODES_BYTES = 4 * 1024**2
-# What leads to further builds, or decides what builds take in: Flux's objects, and generators in files of their own.
-_LEADING = (*(group.encode() for group in FLUX_GROUPS), b"builtin")
+# What leads to further builds, or decides what builds take in: Flux's objects, and generators in files of their own. What
+# has aliases is read before kustomize may see it.
+_LEADING = (*FLUX_GROUPS, "builtin")
 
 
 def read_ahead(tree: Tree, schemas: Store | None) -> Aside | None:
@@ -73,8 +81,8 @@ def _is_leading(tree: Tree, path: str) -> bool:
     """Whether a file, by its text, can hold what builds wait for."""
     if tree.entries[path].size > MAX_YAML_BYTES:
         return False
-    content = tree.absolute(path).read_bytes()
-    return any(word in content for word in _LEADING)
+    text = tree.absolute(path).read_text(errors="replace")
+    return any(word in text for word in _LEADING) or may_expand(text)
 
 
 def _definitions_in(text: str, nodes: list[Any]) -> list[tuple[str, Any]]:

@@ -191,11 +191,13 @@ class Renderer:
     def _begin_early(self, folder: Path, pool: ThreadPoolExecutor) -> None:
         """Begin to build what Flux Kustomizations apply as they are written, before it is known what they render to.
 
-        Seldom does what applies a Kustomization change it; where it does, such a build was for nothing.
+        Seldom does what applies a Kustomization change it; where it does, such a build was for nothing. The largest come
+        first: one that begins last would be waited for alone.
         """
-        for flux in self.written:
-            job = self._job(flux, flux.scope)
-            if job.spec.folder == "\0" or job.spec.key in self._by_spec or self._blocker(job.spec, flux.place.file):
+        jobs = [self._job(flux, flux.scope) for flux in self.written]
+        jobs = [job for job in jobs if job.spec.folder != "\0"]
+        for job in sorted(jobs, key=lambda j: -self._size_of(j.spec)):
+            if job.spec.key in self._by_spec or self._blocker(job.spec, "a patch"):
                 continue
             recipe = self._recipe(job.spec)
             is_left = recipe.missing or recipe.remote or recipe.key in self._begun
@@ -203,6 +205,11 @@ class Renderer:
                 continue
             build = prepare(self.graph, job.spec, recipe.key, recipe.variables, self.kustomize, folder)
             self._begun[recipe.key] = (build, pool.submit(build.run))
+
+    def _size_of(self, spec: RenderSpec) -> int:
+        """Return how much a build reads, about."""
+        files = set(self.graph.files_of(spec.folder)) if self.graph.buildable(spec.folder) else set()
+        return sum(self.graph.tree.entries[f].size for f in files)
 
     def _begin(self, job: _Job, folder: Path, follow: Callable[[_Job], None]) -> Build | None:
         """Note a job; return its build if it has to be run, or keep what is known of it."""

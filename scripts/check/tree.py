@@ -60,6 +60,7 @@ class Tree:
         # Paths beside the root, or in hidden folders, that something refers to: in the order in which they were read.
         self.outside: list[str] = []
         self.charts: set[str] = set()
+        self._canonical: dict[str, str] = {}
         # What was learned of contents, by digest: kept between runs by its user.
         self.known: dict[str, SourceFile] = dict(known or {})
         # What is being parsed beside this process, by its key in `known`, and how to have it.
@@ -83,6 +84,12 @@ class Tree:
 
     def canonical(self, path: str) -> str:
         """Return a path with the links to folders in it followed, as kustomize does; one name per place."""
+        known = self._canonical.get(path)
+        if known is None:
+            known = self._canonical[path] = self._followed(path)
+        return known
+
+    def _followed(self, path: str) -> str:
         for _ in range(_MAX_LINKS):
             if path.startswith(".."):
                 # Out of the root and back into it.
@@ -223,6 +230,7 @@ class Tree:
         if not place.is_relative_to(self.top) or place == self.top or self.root.is_relative_to(place):
             return
         self.outside.append(path)
+        self._canonical.clear()
         try:
             found = place.lstat()
         except OSError:

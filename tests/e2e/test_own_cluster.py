@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from scripts import cluster, flux, git
-from scripts.docker import container_ip, docker
+from scripts.docker import container_ip, docker, engine_info
 from scripts.kube import Kube, condition
 from scripts.settings import (
     FLUX_NAMESPACE,
@@ -73,9 +73,10 @@ def own(settings, git_host, tmp_path_factory) -> Iterator[Own]:
     folder = tmp_path_factory.mktemp("own")
     kind, beside = settings.tools_dir / "kind", replace(settings, cluster_name=NAME)
     config = folder / "cluster.yaml"
-    config.write_text(
-        "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\nnodes:\n- role: control-plane\n- role: worker\n"
-    )
+    text = "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\nnodes:\n- role: control-plane\n- role: worker\n"
+    if str((engine_info() or {}).get("CgroupVersion")) == "1":
+        text += "kubeadmConfigPatches:\n- |\n  kind: KubeletConfiguration\n  failCgroupV1: false\n"
+    config.write_text(text)
     image = docker("inspect", "--format", "{{.Config.Image}}", settings.control_plane).stdout.strip()
     env = {**os.environ, "KIND_EXPERIMENTAL_DOCKER_NETWORK": settings.network}
     try:
