@@ -170,9 +170,10 @@ def _failed(graph: Graph, build: Build, done: Completed | CommandError) -> Rende
 
 def _of_tree(graph: Graph, build: Build, path: str) -> str:
     """Return a path that kustomize gives, relative to the folder it built, as one relative to the tree's folder."""
-    place = Path(os.path.normpath(build.staged / path))
-    if place.is_relative_to(build.into):
-        place = graph.tree.top / place.relative_to(build.into)
+    place = os.path.normpath(os.path.join(build.staged, path))  # noqa: PTH118
+    into = f"{build.into}{os.sep}"
+    if place.startswith(into):
+        place = f"{graph.tree.top}{os.sep}{place.removeprefix(into)}"
     return os.path.relpath(place, graph.tree.absolute(build.spec.folder))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -44,6 +45,10 @@ class Definitions:
     kubernetes: str
     # Files with CRDs: Flux's own.
     files: tuple[Path, ...] = ()
+
+
+# Objects in one file by apiVersion, kind and name.
+_Batch = dict[tuple[str, str, str], str]
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ class Validator:
         keys: Mapping[str, str],
     ) -> Iterator[Callable[[], dict[str, list[_Message]]]]:
         """Run kubeconform on the objects that are not known yet; what is yielded returns its messages by their texts."""
-        objects: dict[str, ObjectKind] = {}
+        objects: dict[str, Resource] = {}
         found: dict[str, list[_Message]] = {}
         for rendering in renderings:
             for text, resource in zip(rendering.texts, rendering.resources, strict=True):
@@ -155,11 +160,12 @@ class Validator:
                 found[text] = []
                 # A CRD describes itself; the API server is the judge of it (see the dry run).
                 if resource.kind != DEFINITION:
-                    objects[text] = ObjectKind.of(resource.api_version, resource.kind)
+                    objects[text] = resource
         if not objects:
             yield lambda: found
             return
-        texts = list(objects)
+        batches = _batched(objects)
+        kinds = {ObjectKind.of(resource.api_version, resource.kind) for resource in objects.values()}
         with (
             tempfile.TemporaryDirectory(prefix="gitops-lab-schema-") as folder,
             ThreadPoolExecutor(1, "kubeconform") as pool,
@@ -167,9 +173,9 @@ class Validator:
             schemas, files = Path(folder) / "schemas", Path(folder) / "objects"
             schemas.mkdir()
             files.mkdir()
-            self._write_schemas(schemas, set(objects.values()), definitions)
-            for index, text in enumerate(texts):
-                (files / f"{index}.yaml").write_text(text)
+            self._write_schemas(schemas, kinds, definitions)
+            for index, batch in enumerate(batches):
+                (files / f"{index}.yaml").write_text("---\n".join(batch.values()))
             done = pool.submit(
                 run,
                 [self.kubeconform, "-strict", "-output", "json", "-schema-location", f"{schemas}/{TEMPLATE}", files],
@@ -180,7 +186,9 @@ class Validator:
 
             def messages() -> dict[str, list[_Message]]:
                 for result in _results(done.result()):
-                    text = texts[int(Path(result["filename"]).stem)]
+                    batch = batches[int(Path(result["filename"]).stem)]
+                    named = (str(result.get("version")), str(result.get("kind")), str(result.get("name")))
+                    text = batch.get(named) or next(iter(batch.values()))
                     found[text].extend(_messages(str(result.get("msg") or result.get("status"))))
                 return found
 
@@ -225,6 +233,29 @@ class Validator:
                     Stage.SCHEMA, rule, what, doubt or mend, where, resource.subject, rendering.spec.folder,
                     Severity.WARNING if doubt else Severity.ERROR,
                 )  # fmt: skip
+
+
+def _batched(objects: Mapping[str, Resource]) -> list[_Batch]:
+    """Put objects into as few files as kubeconform can tell them apart in, which is by apiVersion, kind and name.
+
+    A file for each would be what takes longest in a tree of many overlays.
+    """
+    batches: list[_Batch] = []
+    alone: list[_Batch] = []
+    seen: Counter[tuple[str, str, str]] = Counter()
+    for text, resource in objects.items():
+        metadata = resource.data.get("metadata")
+        name = metadata.get("name") if isinstance(metadata, Mapping) else None
+        key = (resource.api_version, resource.kind, str(name))
+        # Of a list it names the items.
+        if resource.kind.endswith("List") or not all(key) or not isinstance(name, str):
+            alone.append({key: text})
+            continue
+        if seen[key] == len(batches):
+            batches.append({})
+        batches[seen[key]][key] = text
+        seen[key] += 1
+    return [*batches, *alone]
 
 
 def _results(done: Completed) -> list[dict[str, Any]]:

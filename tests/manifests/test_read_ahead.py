@@ -100,3 +100,24 @@ def test_builds_begin_before_their_turn_and_none_runs_twice(tmp_path: Path) -> N
     assert namespaces == {("same",): "as-written", ("changed",): "as-patched"}
     assert sorted(log.read_text().split()) == ["changed", "changed", "cluster", "same"]
     assert set(renderings(tree, tmp_path / "cache")) == {"cluster", "same", "changed"}
+
+
+def test_objects_of_a_kind_and_name_are_told_apart(tmp_path: Path) -> None:
+    """kubeconform does not say which of them it means: each stands in a file of its own."""
+    service = (
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\n  namespace: {0}\nspec:\n  ports:\n  - port: {1}\n"
+    )
+    tree = write(
+        tmp_path / "tree",
+        {
+            "kustomization.yaml": HEAD + "resources: [services.yaml, list.yaml]\n",
+            "services.yaml": "---\n".join(service.format(n, p) for n, p in (("a", 80), ("b", "eighty"), ("c", 81))),
+            "list.yaml": "apiVersion: example.org/v1\nkind: ThingList\nmetadata:\n  name: web\n",
+        },
+    )
+    told = {
+        (f.rule, f.subject)
+        for f in check(options(tree, tmp_path / "cache")).report.findings
+        if f.stage.value == "schema"
+    }
+    assert told == {("wrong-type", "Service b/web"), ("schema-missing", "ThingList web")}
