@@ -24,13 +24,13 @@ from scripts.settings import (
     OWNER_LABEL,
     REGISTRY_IN_CLUSTER,
     REGISTRY_PORT_INSIDE,
+    WORKER_LABEL,
     Settings,
 )
 from scripts.versions import Image
 from scripts.waiting import wait_for
 
 CONFIG_FILE = KIND_DIR / "cluster.yaml"
-WORKER_LABEL = "node-role.kubernetes.io/worker"
 # Written inside the control plane once `kind create` has ended well: without it a cluster is half made.
 MARKER = "/kind/gitops-lab-complete"
 CREATE_TIMEOUT_S = 600
@@ -267,9 +267,21 @@ def preload(settings: Settings, images: Sequence[Image]) -> None:
 def label_workers(kube: Kube) -> None:
     """Give the workers their role label."""
     for node in kube.call(kube.core.list_node).items:
-        labels = node.metadata.labels or {}
-        if "node-role.kubernetes.io/control-plane" not in labels and WORKER_LABEL not in labels:
+        if not _is_control_plane(node) and WORKER_LABEL not in (node.metadata.labels or {}):
             kube.call(kube.core.patch_node, node.metadata.name, {"metadata": {"labels": {WORKER_LABEL: ""}}})
+
+
+def without_workers(kube: Kube) -> tuple[str, ...]:
+    """Return the nodes that could be workers if none has the role's label: the others, or all of a single node."""
+    nodes = kube.call(kube.core.list_node).items
+    if any(WORKER_LABEL in (node.metadata.labels or {}) for node in nodes):
+        return ()
+    workers = [node for node in nodes if not _is_control_plane(node)]
+    return tuple(node.metadata.name for node in workers or nodes)
+
+
+def _is_control_plane(node: Any) -> bool:
+    return "node-role.kubernetes.io/control-plane" in (node.metadata.labels or {})
 
 
 def not_ready_nodes(kube: Kube, expected: int) -> list[str]:

@@ -50,6 +50,9 @@ def push(settings: Settings) -> None:
             f"git pull --rebase {settings.git_remote} {MAIN_BRANCH}",
         )
     branches = git.ensure_environment_branches(settings)
+    if not settings.owns_git:
+        # Nobody tells Flux of a push to a Git host of the user's own.
+        flux_sync.request_reconcile(kube, f"push-{time.monotonic_ns()}", kustomizations=())
     said = f"{outcome.what}, {branches.what}" if branches.changed else outcome.what
     console.done("push", time.monotonic() - started, said)
     wait_until_live(settings, kube)

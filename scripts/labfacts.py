@@ -32,8 +32,11 @@ def gather(settings: Settings, engine_answers: bool) -> LabFacts:
     can_start = platform.system() == "Linux" and is_root() and bool(shutil.which("dockerd") or shutil.which("apt-get"))
     problem = _context_problem(settings)
     server = cluster.context_server(settings.context)
+    unlabelled = () if settings.owns_cluster or problem else cluster.without_workers(Kube(settings.context))
     if not engine_answers:
-        return LabFacts(context_server=server, context_problem=problem, can_start_engine=can_start)
+        return LabFacts(
+            context_server=server, context_problem=problem, unlabelled=unlabelled, can_start_engine=can_start
+        )
     state = ClusterState.ABSENT
     if cluster.node_containers(settings):
         ours = cluster.cluster_is_ours(settings)
@@ -47,6 +50,7 @@ def gather(settings: Settings, engine_answers: bool) -> LabFacts:
         cluster=state,
         context_server=server if state is not ClusterState.OURS else "",
         context_problem=problem,
+        unlabelled=unlabelled,
         own_ports=frozenset(own_ports),
         container_ports=_other_ports(mine),
         networks=_networks(),

@@ -62,6 +62,7 @@ class LabFacts:
         cluster: whether a kind cluster of the wanted name is there.
         context_server: the API server that the kubeconfig context of the lab's name points to; "" without one.
         context_problem: for KUBE_CONTEXT, why the cluster can't be reached; "" when it can.
+        unlabelled: for KUBE_CONTEXT, the nodes that applications may run on, if none has a worker's label.
         own_ports: host ports that containers of this lab hold.
         container_ports: host ports that other containers hold, with the container's name.
         networks: subnets of the engine's networks by name.
@@ -71,6 +72,7 @@ class LabFacts:
     cluster: ClusterState = ClusterState.ABSENT
     context_server: str = ""
     context_problem: str = ""
+    unlabelled: tuple[str, ...] = ()
     own_ports: frozenset[int] = frozenset()
     container_ports: Mapping[int, str] = field(default_factory=dict)
     networks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from scripts.hostfacts import LOOPBACK_LISTENERS, HostFacts, Network, PortHolder, Route
 from scripts.preconditions import ClusterState, Finding, LabFacts, Level, error, ok, warning
-from scripts.settings import REGISTRY_IN_CLUSTER, Edge, Settings
+from scripts.settings import REGISTRY_IN_CLUSTER, WORKER_LABEL, Edge, Settings
 
 
 def wanted_ports(settings: Settings) -> dict[str, int]:
@@ -126,6 +126,12 @@ def cluster_finding(settings: Settings, lab: LabFacts) -> Finding:
         if lab.context_problem:
             what = f"The cluster of KUBE_CONTEXT={settings.kube_context} can't be used: {lab.context_problem}"
             return error("context", what, "kubectl config get-contexts shows those that there are")
+        if lab.unlabelled:
+            what = f"No node of KUBE_CONTEXT={settings.kube_context} has the label {WORKER_LABEL}, which the application asks for."
+            nodes = " ".join(lab.unlabelled)
+            return error(
+                "context", what, f"kubectl --context {settings.kube_context} label nodes {nodes} {WORKER_LABEL}="
+            )
         return ok("context", f"{settings.kube_context} answers")
     name = settings.cluster_name
     if lab.cluster is ClusterState.FOREIGN:

@@ -30,6 +30,8 @@ OWN_ENVIRONMENTS = ("dev", "staging", "production")
 APP_NAME = "demo-app"
 APP_PORT = 8000
 FLUX_NAMESPACE = "flux-system"
+# What the application asks of its nodes.
+WORKER_LABEL = "node-role.kubernetes.io/worker"
 EDGE_NAMESPACE = "edge"
 MONITORING_NAMESPACE = "monitoring"
 KEDA_NAMESPACE = "keda"
@@ -409,7 +411,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         cluster_name=name,
         image_source=ImageSource(_choice(env, "IMAGE_SOURCE", ImageSource, defaults.image_source)),
-        edge=Edge(_choice(env, "EDGE", Edge, defaults.edge)),
+        # Nothing leads from this machine to the edge of a cluster that setup did not make.
+        edge=Edge(_choice(env, "EDGE", Edge, Edge.NONE if env.get("KUBE_CONTEXT") else defaults.edge)),
         monitoring=Monitoring(_choice(env, "MONITORING", Monitoring, defaults.monitoring)),
         edge_port=ports["EDGE_PORT"],
         registry_port=ports["REGISTRY_PORT"],

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +127,16 @@ def finish(graph: Graph, build: Build, done: Completed | CommandError) -> Render
     objects: list[dict[str, Any]] = []
     places: list[Place] = []
     problems: list[Finding] = []
+    of_tree = cache(partial(_of_tree, graph, build))
     for printed in origin.split(done.stdout):
         text, source = origin.take_origin(printed)
         text = origin.drop_sops(text)
         data = origin.read_object(text)
         source_path = source.path
         if source_path and not source.repository:
-            source = origin.Origin(_of_tree(graph, build, source_path), "", "")
+            source = origin.Origin(of_tree(source_path), "", "")
         elif source.configured_in:
-            source = origin.Origin("", "", _of_tree(graph, build, source.configured_in))
+            source = origin.Origin("", "", of_tree(source.configured_in))
         place = origin.place_of(graph, spec.folder, source, data)
         if build.variables.active and "$" in text and not _is_left_alone(data):
             text, data, found = _substituted(graph, spec, text, data, place, build.variables)
@@ -169,9 +170,10 @@ def _failed(graph: Graph, build: Build, done: Completed | CommandError) -> Rende
 
 def _of_tree(graph: Graph, build: Build, path: str) -> str:
     """Return a path that kustomize gives, relative to the folder it built, as one relative to the tree's folder."""
-    place = Path(os.path.normpath(build.staged / path))
-    if place.is_relative_to(build.into):
-        place = graph.tree.top / place.relative_to(build.into)
+    place = os.path.normpath(os.path.join(build.staged, path))  # noqa: PTH118
+    into = f"{build.into}{os.sep}"
+    if place.startswith(into):
+        place = f"{graph.tree.top}{os.sep}{place.removeprefix(into)}"
     return os.path.relpath(place, graph.tree.absolute(build.spec.folder))
 
 

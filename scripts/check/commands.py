@@ -12,7 +12,7 @@ from scripts.check import report as text_report
 from scripts.check.model import Report, Stage
 from scripts.check.outputs import WRITERS, Output
 from scripts.check.runner import ALL, Checked, ExtraStage, Options, check
-from scripts.check.store import Store, digest, identity_of
+from scripts.check.store import SHARED, Store, digest, identity_of
 from scripts.errors import UsageError
 from scripts.settings import CHECK_TOOLS, DRY_RUN_TOOLS, HELM, ROOT, Settings
 
@@ -96,7 +96,10 @@ def ensure_tools(settings: Settings) -> str:
 
 
 def note_tools(settings: Settings) -> None:
-    """Note that the tools, as they are, are those of the pins."""
+    """Note that the tools, as they are, are those of the pins, and lay Flux's own schemas beside them."""
+    from scripts.check.validate import make_schemas
+
+    make_schemas(definitions(settings), Store(check_cache(settings) / SHARED))
     Store(check_cache(settings)).put("tools", "current", _current_tools(settings, pins_digest()))
 
 

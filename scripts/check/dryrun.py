@@ -72,9 +72,16 @@ def dry_run(
     if not binaries:
         return []
     objects, old = _objects(rendered), _objects(before)
-    with any_server(settings, binaries) as server, ThreadPoolExecutor(CONNECTIONS, "dry-run") as pool:
+    with (
+        any_server(settings, binaries) as (server, wait_until_ready),
+        ThreadPoolExecutor(CONNECTIONS, "dry-run") as pool,
+    ):
+        # Done while the server starts: definitions are read here, and its client is half a second of imports.
         definitions = missing_definitions([o.resource for o in objects], settings, versions)
         things, findings = _things(objects, [Thing(d) for d in definitions])
+        import kubernetes.client  # noqa: F401
+
+        wait_until_ready()
         api = Api(server)
         run = _Run(api, World(api, server.folder / "made.json", pool), pool)
         return [*findings, *run.judge(objects, old, things)]

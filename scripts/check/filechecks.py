@@ -10,7 +10,7 @@ from typing import Any
 from scripts.check.graph import Graph, Kustomization
 from scripts.check.model import Place, Severity, Structure
 from scripts.check.references import ReferenceKind
-from scripts.check.sourcefile import KUSTOMIZATION_FILES, KUSTOMIZE_GROUP, LARGE_BYTES, MAX_YAML_BYTES, may_expand
+from scripts.check.sourcefile import KUSTOMIZATION_FILES, KUSTOMIZE_GROUP, MAX_YAML_BYTES, may_expand
 from scripts.check.tree import FileKind, Tree
 
 # The fields of a kustomization, deprecated ones included: https://kubectl.docs.kubernetes.io/references/kustomize/
@@ -146,10 +146,10 @@ def check_documents_of_resources(graph: Graph, kustomization: Kustomization, res
 
 
 def unusable_files(graph: Graph) -> frozenset[str]:
-    """Return the files that no program may be given: too large, links out of the tree, small ones written wrongly.
+    """Return the files that no program may be given: too large, links out of the tree, endless aliases.
 
-    kustomize would spend minutes on aliases that expand without end, so these are known before the first build; of the
-    large files only those that have aliases are read for it.
+    kustomize would spend minutes on aliases that expand without end, so these are known before the first build; only
+    files that have aliases are read for it.
     """
     tree = graph.tree
     unusable = {
@@ -163,7 +163,7 @@ def unusable_files(graph: Graph) -> frozenset[str]:
 
 
 def _is_looked_at(tree: Tree, path: str) -> bool:
-    return tree.entries[path].size < LARGE_BYTES or may_expand(tree.absolute(path).read_bytes())
+    return may_expand(tree.absolute(path).read_text(errors="replace"))
 
 
 def _read_as_yaml(graph: Graph) -> list[str]:

@@ -25,8 +25,9 @@ from scripts.check.fluxobjects import (
     render_spec,
 )
 from scripts.check.graph import Graph
-from scripts.check.model import Finding, Place, Rendered, Severity, Stage
+from scripts.check.model import Finding, Rendered, Severity, Stage
 from scripts.check.references import Reference
+from scripts.check.roots import Root, roots
 from scripts.check.sourcefile import expanding_patches
 from scripts.check.store import Store, code_digest, digest, identity_of
 from scripts.check.structure import broken_builds
@@ -75,11 +76,20 @@ class Renderings:
 
 
 @dataclass(frozen=True)
-class _Job:
-    spec: RenderSpec
-    flux: FluxObject | None
-    scope: str
+class _Job(Root):
+    """A rendering that is to be made, and the one that brought it."""
+
     parent: Applied | None = None
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What a build takes in: its key, its variables, and what it names that is not in the tree."""
+
+    key: str
+    variables: Variables
+    missing: Sequence[str]
+    remote: Sequence[str]
 
 
 class Renderer:
@@ -119,12 +129,15 @@ class Renderer:
         self._objects: dict[tuple[str, str, str, str, int], FluxObject] = {}
         self._findings: list[Finding] = []
         self._unusable: tuple[int, frozenset[str]] = (0, frozenset())
+        self._recipes: dict[str, _Recipe] = {}
+        # Builds begun before their turn, by key.
+        self._begun: dict[str, tuple[Build, Future[Completed | CommandError]]] = {}
         self._tools = digest(code_digest(), identity_of(kustomize))
 
     def render_all(self) -> Renderings:
         """Render everything that the tree's roots lead to, then what none of them did."""
         written = list(self.written)
-        self._run(_roots(self.graph, written))
+        self._run([_Job(r.spec, r.flux, r.scope) for r in roots(self.graph, written)])
         met = {(f.place.file, f.place.line) for f in self._objects.values()}
         # A circle of Flux Kustomizations that only apply each other, or one whose parent did not build.
         self._run([self._job(f, f.scope) for f in written if (f.place.file, f.place.line) not in met])
@@ -158,8 +171,10 @@ class Renderer:
                 while queue:
                     build = self._begin(queue.popleft(), Path(folder), queue.append)
                     if build:
-                        running[pool.submit(build.run)] = build
+                        _, future = self._begun.pop(build.key, (build, None))
+                        running[future or pool.submit(build.run)] = build
                 if self.broken is None:
+                    self._begin_early(Path(folder), pool)
                     self.broken = self.look_at_files()
                 if running:
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -170,6 +185,31 @@ class Renderer:
                         rendering = finish(self.graph, build, future.result())
                         self.fresh.append(rendering)
                         self._keep(rendering, queue.append)
+        # What they printed names the temporary folder, which is gone.
+        self._begun.clear()
+
+    def _begin_early(self, folder: Path, pool: ThreadPoolExecutor) -> None:
+        """Begin to build what Flux Kustomizations apply as they are written, before it is known what they render to.
+
+        Seldom does what applies a Kustomization change it; where it does, such a build was for nothing. The largest come
+        first: one that begins last would be waited for alone.
+        """
+        jobs = [self._job(flux, flux.scope) for flux in self.written]
+        jobs = [job for job in jobs if job.spec.folder != "\0"]
+        for job in sorted(jobs, key=lambda j: -self._size_of(j.spec)):
+            if job.spec.key in self._by_spec or self._blocker(job.spec, "a patch"):
+                continue
+            recipe = self._recipe(job.spec)
+            is_left = recipe.missing or recipe.remote or recipe.key in self._begun
+            if is_left or self.store.has("renders", recipe.key):
+                continue
+            build = prepare(self.graph, job.spec, recipe.key, recipe.variables, self.kustomize, folder)
+            self._begun[recipe.key] = (build, pool.submit(build.run))
+
+    def _size_of(self, spec: RenderSpec) -> int:
+        """Return how much a build reads, about."""
+        files = set(self.graph.files_of(spec.folder)) if self.graph.buildable(spec.folder) else set()
+        return sum(self.graph.tree.entries[f].size for f in files)
 
     def _begin(self, job: _Job, folder: Path, follow: Callable[[_Job], None]) -> Build | None:
         """Note a job; return its build if it has to be run, or keep what is known of it."""
@@ -186,51 +226,67 @@ class Renderer:
                 known.scopes.append(job.scope)
                 self._follow(known, job.scope, follow)
             return None
-        variables = variables_of(self.graph, job.spec, job.spec.near)
-        self._check_variables(job, variables)
-        components = {str(c): join(job.spec.folder, str(c)) for c in job.spec.settings.get("components") or []}
-        if job.spec.settings.get("ignoreMissingComponents"):
-            components = {c: f for c, f in components.items() if self.graph.tree.is_folder(f)}
-        missing = self._missing_components(job, components)
-        extra = tuple(components.values())
-        key = digest(
-            self._tools, name, variables.values, sorted(variables.hidden), [vars(m) for m in variables.missing], variables.active,
-            self.graph.content_digest(job.spec.folder, extra),
-        )  # fmt: skip
+        recipe = self._recipe(job.spec)
+        self._check_variables(job, recipe.variables)
+        self._check_components(job, recipe.missing)
+        key = recipe.key
         self.used_keys.append(key)
         parents = [job.parent] if job.parent else []
         applied = Applied(Rendering(job.spec, key), [job.flux] if job.flux else [], [job.scope], parents)
         self._by_spec[name] = applied
         if self._is_blocked(applied):
             return None
-        if missing:
-            applied.rendering = Rendering(job.spec, key, skipped=f"{missing[0]} does not exist")
+        if recipe.missing:
+            applied.rendering = Rendering(job.spec, key, skipped=f"{recipe.missing[0]} does not exist")
             return None
-        entered = [f for start in (job.spec.folder, *extra) for f in self.graph.closure(start)]
-        remote = [r.value for f in entered for r in _remote(self.graph, f)]
-        if remote:
-            applied.rendering = Rendering(job.spec, key, skipped=f"{remote[0]} is not in the tree")
+        if recipe.remote:
+            applied.rendering = Rendering(job.spec, key, skipped=f"{recipe.remote[0]} is not in the tree")
             return None
         record = self.store.get("renders", key)
         if record is not None:
             self._keep(Rendering.from_record(job.spec, key, record), follow)
             return None
-        return prepare(self.graph, job.spec, key, variables, self.kustomize, folder)
+        if key in self._begun:
+            return self._begun[key][0]
+        return prepare(self.graph, job.spec, key, recipe.variables, self.kustomize, folder)
+
+    def _recipe(self, spec: RenderSpec) -> _Recipe:
+        """Return what a build takes in, worked out once."""
+        if spec.key in self._recipes:
+            return self._recipes[spec.key]
+        variables = variables_of(self.graph, spec, spec.near)
+        components = {str(c): join(spec.folder, str(c)) for c in spec.settings.get("components") or []}
+        if spec.settings.get("ignoreMissingComponents"):
+            components = {c: f for c, f in components.items() if self.graph.tree.is_folder(f)}
+        missing = [c for c, folder in components.items() if not self.graph.tree.kustomization_file(folder)]
+        extra = tuple(components.values())
+        key = digest(
+            self._tools, spec.key, variables.values, sorted(variables.hidden), [vars(m) for m in variables.missing],
+            variables.active, self.graph.content_digest(spec.folder, extra),
+        )  # fmt: skip
+        entered = [f for start in (spec.folder, *extra) for f in self.graph.closure(start)]
+        remote = [r.value for f in entered for r in _remote(self.graph, f)]
+        self._recipes[spec.key] = _Recipe(key, variables, missing, remote)
+        return self._recipes[spec.key]
 
     def _is_blocked(self, applied: Applied) -> bool:
         """Whether a rendering needs a file that no build can use; notes it."""
-        spec = applied.rendering.spec
+        place = applied.flux[0].place.file if applied.flux else ""
+        blocker = self._blocker(applied.rendering.spec, place)
+        if blocker:
+            applied.rendering = Rendering(applied.rendering.spec, applied.rendering.key, skipped=f"{blocker} is broken")
+        return bool(blocker)
+
+    def _blocker(self, spec: RenderSpec, flux_file: str) -> str:
+        """Return a file that a rendering needs and no build can use, or empty."""
+        if any(expanding_patches(spec.settings)):
+            return flux_file
         components = [join(spec.folder, str(c)) for c in spec.settings.get("components") or []]
         broken = self._unusable_files() | (self.broken or set())
-        if any(expanding_patches(spec.settings)):
-            place = applied.flux[0].place.file
-            applied.rendering = Rendering(spec, applied.rendering.key, skipped=f"{place} is broken")
-            return True
         for folder in (spec.folder, *components):
             for path in broken_builds(self.graph, folder, broken) if self.graph.buildable(folder) else ():
-                applied.rendering = Rendering(spec, applied.rendering.key, skipped=f"{path} is broken")
-                return True
-        return False
+                return path
+        return ""
 
     def _unusable_files(self) -> frozenset[str]:
         """Return the files that no build may be given, found anew only where a build met more of the repository."""
@@ -264,8 +320,7 @@ class Renderer:
         # One that is both written as a root and rendered by itself is one.
         return scope, flux.kind, flux.namespace, flux.name, 0
 
-    def _missing_components(self, job: _Job, components: dict[str, str]) -> list[str]:
-        missing = [written for written, folder in components.items() if not self.graph.tree.kustomization_file(folder)]
+    def _check_components(self, job: _Job, missing: Sequence[str]) -> None:
         for written in missing if job.flux else []:
             assert job.flux is not None
             index = list(job.flux.spec.get("components") or []).index(written)
@@ -275,7 +330,6 @@ class Renderer:
             self._findings.append(
                 Finding(Stage.STRUCTURE, "reference-missing", message, mend, place, job.flux.subject, job.spec.folder)
             )
-        return missing
 
     def _check_variables(self, job: _Job, variables: Variables) -> None:
         if job.flux is None:
@@ -319,57 +373,3 @@ class Renderer:
 def _remote(graph: Graph, folder: str) -> Iterator[Reference]:
     built = graph.buildable(folder)
     return iter(built.remote if built else ())
-
-
-def _roots(graph: Graph, written: list[FluxObject]) -> list[_Job]:
-    """Return what nothing else applies: kustomizations on top, and Flux Kustomizations that only a person applies."""
-    folders = {id(f): folder_of(graph.tree, f) for f in written}
-    applied = {f for f in folders.values() if f is not None}
-    included = {inner for folder in applied for inner in graph.closure(folder)[1:]}
-    plain = [
-        k
-        for k in graph.all
-        if not k.is_component
-        and k.folder not in applied
-        and k.folder not in included
-        and not _includers(graph, k.folder)
-    ]
-    bare = _bootstrap_folders(graph, written, applied | included)
-    graph.assumed |= bare
-    files = {folder: set(graph.files_of(folder)) for folder in {*applied, *bare, *(k.folder for k in plain)}}
-    tops = [*(k.folder for k in plain), *sorted(bare)]
-    jobs = [_Job(RenderSpec(folder), None, folder or ".") for folder in tops]
-    for flux in written:
-        own = folders[id(flux)]
-        parents = [f for f in written if f is not flux and folders[id(f)] is not None and folders[id(f)] != own]
-        if any(flux.place.file in files[folder] for folder in tops):
-            continue
-        if any(flux.place.file in files[folders[id(f)] or ""] for f in parents):
-            continue
-        spec = render_spec(flux, own if own is not None else "\0")
-        jobs.append(_Job(spec, flux, posix_folder(flux.place)))
-    return jobs
-
-
-def _bootstrap_folders(graph: Graph, written: list[FluxObject], covered: set[str]) -> set[str]:
-    """Return the folders without a kustomization that hold Flux Kustomizations and that nothing applies.
-
-    `flux bootstrap` is called with such a folder, and Flux generates a kustomization for all that is in it.
-    """
-    found: set[str] = set()
-    for flux in sorted(written, key=lambda f: f.place.file):
-        folder = flux.place.file.rpartition("/")[0]
-        around = {folder, *(folder[:i] for i, c in enumerate(folder) if c == "/"), ""}
-        taken = any(f in covered or f in found or graph.tree.kustomization_file(f) for f in around if f or not folder)
-        if not taken and not graph.tree.kustomization_file(folder):
-            found.add(folder)
-    return found
-
-
-def posix_folder(place: Place) -> str:
-    """Return the folder of a file: what stands side by side belongs to one cluster."""
-    return place.file.rpartition("/")[0] or "."
-
-
-def _includers(graph: Graph, folder: str) -> bool:
-    return any(k.folder != folder for k in graph.includers.get(folder, []))

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.check.model import Finding, Report, Row, Severity, Stage
-from scripts.check.sourcefile import (
-    FLUX_KUSTOMIZE_GROUP,
-    LARGE_BYTES,
-    MAX_YAML_BYTES,
-    source_from_record,
-    source_to_record,
-)
+from scripts.check.sourcefile import source_from_record, source_to_record
 from scripts.check.store import (
+    SHARED,
     Store,
     code_digest,
     digest,
@@ -34,7 +30,6 @@ if TYPE_CHECKING:
     from scripts.check.renderer import Applied, Renderings
     from scripts.check.validate import Definitions
 
-_FLUX_GROUP = FLUX_KUSTOMIZE_GROUP.encode()
 ALL = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA, Stage.LINT, Stage.DRY_RUN)
 
 
@@ -127,6 +122,15 @@ def _is_unchanged(tree: Tree) -> bool:
 
 def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Callable[[], None], str]:
     """Return what was found, what keeps its parts for later runs, and what of the folders of charts it depends on."""
+    from scripts.check.ahead import names_flux, read_ahead
+
+    seconds: dict[Stage, float] = {}
+    clock = _Clock(seconds)
+    shared = Store(options.cache / SHARED)
+    validates = Stage.SCHEMA in options.stages and options.definitions is not None
+    aside = read_ahead(tree, shared if validates else None)
+
+    # Imported while files are read.
     from scripts.check.environments import check_environments
     from scripts.check.fluxchecks import check_flux, check_namespaces
     from scripts.check.fluxobjects import folder_of, written_objects
@@ -135,11 +139,9 @@ def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Callable[
     from scripts.check.renderer import Renderer
     from scripts.check.structure import check_structure
 
-    seconds: dict[Stage, float] = {}
-    clock = _Clock(seconds)
     with clock.of(Stage.STRUCTURE):
         graph = Graph(tree)
-        files = (path for path in _files_with_flux(tree) if path not in graph.only_patches)
+        files = (path for path in tree.yaml_files() if names_flux(tree, path) and path not in graph.only_patches)
         written = [f for f in written_objects(tree, files) if f.is_kustomization]
         applied = {folder for flux in written if (folder := folder_of(tree, flux)) is not None}
     structures: list[Structure] = []
@@ -156,24 +158,21 @@ def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Callable[
         if any("kind: HelmRelease\n" in text for a in renderings.applied for text in a.rendering.texts):
             keep, outside, released = _render_releases(graph, renderings, options, store, keep)
             renderings.findings += released
-    structure = structures[0]
-    findings = list(structure.findings)
-    with clock.of(Stage.STRUCTURE):
-        crds = definitions(t for a in renderings.applied for t in a.rendering.texts)
-        findings += check_flux(graph, renderings)
-        findings += check_namespaces(graph, renderings.applied, crds)
-        findings += check_environments(graph, renderings.applied)
-    findings += renderings.findings
-    findings += [f for a in renderings.applied for f in a.rendering.findings]
-    if Stage.SCHEMA in options.stages and options.definitions is not None:
+    findings = list(structures[0].findings)
+    if aside:
+        aside.finish()
+    # kubeconform runs while everything else is looked at.
+    with _validating(graph, options, store, shared, renderings, clock) as schema_findings:
+        with clock.of(Stage.STRUCTURE):
+            crds = definitions(t for a in renderings.applied for t in a.rendering.texts)
+            findings += check_flux(graph, renderings)
+            findings += check_namespaces(graph, renderings.applied, crds)
+            findings += check_environments(graph, renderings.applied)
+        findings += renderings.findings
+        findings += [f for a in renderings.applied for f in a.rendering.findings]
+        findings += _extra_findings(graph, options, store, renderings, clock)
         with clock.of(Stage.SCHEMA):
-            from scripts.check.validate import Validator
-
-            shared = Store(options.cache / "shared")
-            validator = Validator(graph, options.kubeconform, store, shared, options.definitions())
-            elsewhere = any(f.is_kustomization and folder_of(tree, f) is None for f in renderings.flux)
-            findings += validator.validate([a.rendering for a in renderings.applied], elsewhere)
-    findings += _extra_findings(graph, options, store, renderings, clock)
+            findings += schema_findings()
     if any(a.release for a in renderings.applied):
         from scripts.check.releases import with_templates
 
@@ -187,6 +186,26 @@ def _run(tree: Tree, options: Options, store: Store) -> tuple[Checked, Callable[
         tuple(_rows(graph, renderings)),
     )
     return Checked(report, graph, renderings), keep, outside
+
+
+@contextmanager
+def _validating(
+    graph: Graph, options: Options, store: Store, shared: Store, renderings: Renderings, clock: _Clock
+) -> Iterator[Callable[[], list[Finding]]]:
+    """Begin to validate what was rendered, where that was asked for; what is yielded returns the findings."""
+    if Stage.SCHEMA not in options.stages or options.definitions is None:
+        yield list
+        return
+    from scripts.check.fluxobjects import folder_of
+    from scripts.check.validate import Validator
+
+    with ExitStack() as stack:
+        with clock.of(Stage.SCHEMA):
+            validator = Validator(graph, options.kubeconform, store, shared, options.definitions())
+            elsewhere = any(f.is_kustomization and folder_of(graph.tree, f) is None for f in renderings.flux)
+            rendered = [a.rendering for a in renderings.applied]
+            findings = stack.enter_context(validator.validating(rendered, elsewhere))
+        yield findings
 
 
 def _render_releases(
@@ -207,17 +226,6 @@ def _render_releases(
         releases.keep(done, store)
 
     return keep_all, shelves if done.looked_outside else "", done.findings
-
-
-def _files_with_flux(tree: Tree) -> Iterator[str]:
-    """Yield the YAML files that can hold Flux Kustomizations: a large one is read only if it names their group.
-
-    So builds begin before the large files (definitions, mostly) are parsed.
-    """
-    for path in tree.yaml_files():
-        size = tree.entries[path].size
-        if size < LARGE_BYTES or (size <= MAX_YAML_BYTES and _FLUX_GROUP in tree.absolute(path).read_bytes()):
-            yield path
 
 
 def _extra_findings(

@@ -12,16 +12,14 @@ from typing import Any
 from scripts.check.model import Problem
 
 MAX_YAML_BYTES = 8 * 1024**2
-# Definitions, mostly: a file of this size is not parsed before the first builds begin.
-LARGE_BYTES = 50_000
 KUSTOMIZATION_FILES = ("kustomization.yaml", "kustomization.yml", "Kustomization")
 KUSTOMIZE_GROUP = "kustomize.config.k8s.io"
 FLUX_KUSTOMIZE_GROUP = "kustomize.toolkit.fluxcd.io"
 ARTIFACT_GROUP = "source.extensions.fluxcd.io"
 FLUX_GROUPS = (FLUX_KUSTOMIZE_GROUP, "source.toolkit.fluxcd.io", "helm.toolkit.fluxcd.io", ARTIFACT_GROUP)
 _MANY_LINES = 20_000
-_ANCHOR = re.compile(rb"(?:^|[\s\[{,:-])&[^\s\[\]{},&]")
-_ALIAS = re.compile(rb"(?:^|[\s\[{,:-])\*[^\s\[\]{},*]")
+_ANCHOR = re.compile(r"(?:^|[\s\[{,:-])&[^\s\[\]{},&]")
+_ALIAS = re.compile(r"(?:^|[\s\[{,:-])\*[^\s\[\]{},*]")
 
 
 @dataclass(frozen=True)
@@ -67,16 +65,21 @@ class SourceFile:
 
 def parse(place: Path, size: int, path: str) -> SourceFile:
     """Return what the file at a place on disk holds, which the tree has at a path."""
+    return parse_whole(place, size, path)[0]
+
+
+def parse_whole(place: Path, size: int, path: str) -> tuple[SourceFile, str, list[Any]]:
+    """Return what a file holds, its text, and its documents as nodes; no text and no nodes of one that can't be read."""
     if size > MAX_YAML_BYTES:
         message = f"has {size / 1024**2:.1f} MiB: the API server takes objects of 1.5 MiB at most"
-        return SourceFile(problems=(Problem("file-too-large", message, "split it, or keep it out of the tree"),))
+        return _unreadable(Problem("file-too-large", message, "split it, or keep it out of the tree")), "", []
     content = place.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         message = f"is not UTF-8: byte 0x{content[error.start]:02x}"
-        return SourceFile(problems=(Problem("file-not-utf8", message, "save it as UTF-8", line),))
+        return _unreadable(Problem("file-not-utf8", message, "save it as UTF-8", line)), "", []
     # Imported here: a run that knows every content reads no YAML.
     from scripts.check import yamlfile
 
@@ -89,12 +92,16 @@ def parse(place: Path, size: int, path: str) -> SourceFile:
         documents.extend(_documents(node, is_kustomization))
     for document in documents:
         problems.extend(_expanding_patches(document))
-    return SourceFile(tuple(documents), tuple(problems), template)
+    return SourceFile(tuple(documents), tuple(problems), template), text, nodes
 
 
-def may_expand(content: bytes) -> bool:
+def _unreadable(problem: Problem) -> SourceFile:
+    return SourceFile(problems=(problem,))
+
+
+def may_expand(text: str) -> bool:
     """Whether a text can have aliases: a cheap look, wrong only on the safe side."""
-    return b"*" in content and b"&" in content and bool(_ANCHOR.search(content) and _ALIAS.search(content))
+    return "*" in text and "&" in text and bool(_ANCHOR.search(text) and _ALIAS.search(text))
 
 
 def expanding_patches(data: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Problem]]:
@@ -108,7 +115,7 @@ def expanding_patches(data: Mapping[str, Any], start: str = "") -> Iterator[tupl
             pointer, text = f"{start}/{field_name}/{index}", patch
             if isinstance(patch, Mapping):
                 pointer, text = f"{pointer}/patch", patch.get("patch")
-            if isinstance(text, str) and may_expand(text.encode()):
+            if isinstance(text, str) and may_expand(text):
                 from scripts.check import yamlfile
 
                 yield from ((pointer, p) for p in yamlfile.compose(text)[1] if p.rule == "yaml-alias")

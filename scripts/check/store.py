@@ -16,6 +16,8 @@ from typing import Any
 
 from scripts.check.model import Finding, Place, Severity, Stage
 
+# Below the check's cache: what is the same for every tree.
+SHARED = "shared"
 KEEP_S = 14 * 24 * 3600
 _SCRIPTS = Path(__file__).resolve().parent.parent
 
@@ -32,6 +34,10 @@ class Store:
             return json.loads((self.folder / kind / f"{key}.json").read_text())
         except (OSError, ValueError):
             return None
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether there is a record."""
+        return (self.folder / kind / f"{key}.json").is_file()
 
     def put(self, kind: str, key: str, record: Any) -> None:
         """Keep a record; a full disk costs the next run some time and this one nothing."""

@@ -10,7 +10,7 @@ import os
 import posixpath
 import stat
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -60,8 +60,12 @@ class Tree:
         # Paths beside the root, or in hidden folders, that something refers to: in the order in which they were read.
         self.outside: list[str] = []
         self.charts: set[str] = set()
+        self._canonical: dict[str, str] = {}
         # What was learned of contents, by digest: kept between runs by its user.
         self.known: dict[str, SourceFile] = dict(known or {})
+        # What is being parsed beside this process, by its key in `known`, and how to have it.
+        self._aside: frozenset[str] = frozenset()
+        self._take_aside: Callable[[], Mapping[str, SourceFile]] = dict
         self._scan("")
 
     def absolute(self, path: str) -> Path:
@@ -80,6 +84,12 @@ class Tree:
 
     def canonical(self, path: str) -> str:
         """Return a path with the links to folders in it followed, as kustomize does; one name per place."""
+        known = self._canonical.get(path)
+        if known is None:
+            known = self._canonical[path] = self._followed(path)
+        return known
+
+    def _followed(self, path: str) -> str:
         for _ in range(_MAX_LINKS):
             if path.startswith(".."):
                 # Out of the root and back into it.
@@ -155,10 +165,22 @@ class Tree:
         found = self.entry(path)
         if found is None or found.kind is not FileKind.FILE:
             return SourceFile()
-        key = f"{found.digest}{'k' if posixpath.basename(path) in KUSTOMIZATION_FILES else ''}"
+        key = self.source_key(path, found)
+        if key in self._aside:
+            self._aside = frozenset()
+            self.known.update(self._take_aside())
         if key not in self.known:
             self.known[key] = parse(self.absolute(path), found.size, path)
         return self.known[key]
+
+    @staticmethod
+    def source_key(path: str, entry: Entry) -> str:
+        """Return what a file's content is known by: the same text is something else as a kustomization."""
+        return f"{entry.digest}{'k' if posixpath.basename(path) in KUSTOMIZATION_FILES else ''}"
+
+    def expect(self, keys: Collection[str], take: Callable[[], Mapping[str, SourceFile]]) -> None:
+        """Note that some contents are being parsed elsewhere: whoever asks for one of them takes all of them."""
+        self._aside, self._take_aside = frozenset(keys), take
 
     def documents_of_kind(self, kind: str) -> list[tuple[str, Document]]:
         """Return every document of a kind that is kept with its data, each with its file."""
@@ -208,6 +230,7 @@ class Tree:
         if not place.is_relative_to(self.top) or place == self.top or self.root.is_relative_to(place):
             return
         self.outside.append(path)
+        self._canonical.clear()
         try:
             found = place.lstat()
         except OSError:

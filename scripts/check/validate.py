@@ -9,9 +9,15 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from yaml.nodes import Node
 
 from scripts.check.build import GO_ENV, Rendering
 from scripts.check.graph import Graph
@@ -19,15 +25,15 @@ from scripts.check.locate import line_of_field
 from scripts.check.model import Finding, Resource, Severity, Stage
 from scripts.check.origin import split
 from scripts.check.store import Store, code_digest, digest, digest_of_text, identity_of
-from scripts.check.yamlfile import load_one
-from scripts.process import CommandError, run
+from scripts.check.yamlfile import load_one, to_plain
+from scripts.process import CommandError, Completed, run
 from scripts.schemas import TEMPLATE, CoreSchemas, ObjectKind, crd_schemas, defined_kind, without_descriptions
 from scripts.settings import FLUX_CD
 
 KUBECONFORM_TIMEOUT_S = 120
 # Definitions of operators that trees use without defining their kinds: folders of CRD files.
 BUNDLED_DEFINITIONS = (FLUX_CD / "infrastructure" / "_components" / "_prometheus-stack" / "crds",)
-_DEFINITION = "CustomResourceDefinition"
+DEFINITION = "CustomResourceDefinition"
 _AT = re.compile(r"- at '(?P<pointer>[^']*)': (?P<message>.*?)(?=\s+- at '|$)", re.DOTALL)
 _UNKNOWN = re.compile(r"additional propert(?:y|ies) (?P<names>.*) not allowed")
 
@@ -39,6 +45,10 @@ class Definitions:
     kubernetes: str
     # Files with CRDs: Flux's own.
     files: tuple[Path, ...] = ()
+
+
+# Objects in one file by apiVersion, kind and name.
+_Batch = dict[tuple[str, str, str], str]
 
 
 @dataclass(frozen=True)
@@ -91,9 +101,17 @@ class Validator:
         self.schemas = schemas
         self.definitions = definitions
 
-    def validate(self, renderings: Sequence[Rendering], elsewhere: bool = False) -> list[Finding]:
-        """Return what is wrong with the objects of some renderings; `elsewhere` if what is applied is not all in the tree."""
-        tree_definitions = {t for r in renderings for t in r.texts if f"kind: {_DEFINITION}\n" in t}
+    @contextmanager
+    def validating(
+        self, renderings: Sequence[Rendering], elsewhere: bool = False
+    ) -> Iterator[Callable[[], list[Finding]]]:
+        """Begin to validate some renderings; what is yielded waits, and returns what is wrong with the objects.
+
+        Args:
+            renderings: what was rendered.
+            elsewhere: whether what is applied is not all in the tree.
+        """
+        tree_definitions = {t for r in renderings for t in r.texts if f"kind: {DEFINITION}\n" in t}
         sources = digest(
             code_digest(), self.definitions.kubernetes, identity_of(self.kubeconform),
             sorted(digest_of_text(t) for t in tree_definitions),
@@ -105,28 +123,35 @@ class Validator:
         }
         keys = {text: digest_of_text(text) for rendering in renderings for text in rendering.texts}
         missing = [r for r in renderings if any(keys[t] not in known for t in r.texts)]
-        if missing:
-            known = {key: known[key] for key in keys.values() if key in known}
-            known |= {keys[text]: found for text, found in self._run(missing, tree_definitions, known, keys).items()}
-            record = {key: [(m.pointer, m.text, m.no_schema) for m in found] for key, found in known.items()}
-            self.store.put("schema", sources, record)
         self.store.drop_old("schema", [sources])
-        doubts = _Elsewhere.of(renderings, elsewhere)
-        return [
-            finding
-            for rendering in renderings
-            for finding in self._findings(rendering, {t: known[keys[t]] for t in rendering.texts}, doubts)
-        ]
 
-    def _run(
+        with self._running(missing, tree_definitions, known, keys) as running:
+
+            def findings() -> list[Finding]:
+                said = {key: known[key] for key in keys.values() if key in known}
+                if missing:
+                    said |= {keys[text]: found for text, found in running().items()}
+                    record = {key: [(m.pointer, m.text, m.no_schema) for m in found] for key, found in said.items()}
+                    self.store.put("schema", sources, record)
+                doubts = _Elsewhere.of(renderings, elsewhere)
+                return [
+                    finding
+                    for rendering in renderings
+                    for finding in self._findings(rendering, {t: said[keys[t]] for t in rendering.texts}, doubts)
+                ]
+
+            yield findings
+
+    @contextmanager
+    def _running(
         self,
         renderings: Iterable[Rendering],
         definitions: Iterable[str],
         known: Mapping[str, object],
         keys: Mapping[str, str],
-    ) -> dict[str, list[_Message]]:
-        """Return kubeconform's messages by the texts of objects that are not known yet."""
-        objects: dict[str, ObjectKind] = {}
+    ) -> Iterator[Callable[[], dict[str, list[_Message]]]]:
+        """Run kubeconform on the objects that are not known yet; what is yielded returns its messages by their texts."""
+        objects: dict[str, Resource] = {}
         found: dict[str, list[_Message]] = {}
         for rendering in renderings:
             for text, resource in zip(rendering.texts, rendering.resources, strict=True):
@@ -134,42 +159,50 @@ class Validator:
                     continue
                 found[text] = []
                 # A CRD describes itself; the API server is the judge of it (see the dry run).
-                if resource.kind != _DEFINITION:
-                    objects[text] = ObjectKind.of(resource.api_version, resource.kind)
+                if resource.kind != DEFINITION:
+                    objects[text] = resource
         if not objects:
-            return found
-        texts = list(objects)
-        with tempfile.TemporaryDirectory(prefix="gitops-lab-schema-") as folder:
+            yield lambda: found
+            return
+        batches = _batched(objects)
+        kinds = {ObjectKind.of(resource.api_version, resource.kind) for resource in objects.values()}
+        with (
+            tempfile.TemporaryDirectory(prefix="gitops-lab-schema-") as folder,
+            ThreadPoolExecutor(1, "kubeconform") as pool,
+        ):
             schemas, files = Path(folder) / "schemas", Path(folder) / "objects"
             schemas.mkdir()
             files.mkdir()
-            self._write_schemas(schemas, set(objects.values()), definitions)
-            for index, text in enumerate(texts):
-                (files / f"{index}.yaml").write_text(text)
-            done = run(
+            self._write_schemas(schemas, kinds, definitions)
+            for index, batch in enumerate(batches):
+                (files / f"{index}.yaml").write_text("---\n".join(batch.values()))
+            done = pool.submit(
+                run,
                 [self.kubeconform, "-strict", "-output", "json", "-schema-location", f"{schemas}/{TEMPLATE}", files],
                 timeout_s=KUBECONFORM_TIMEOUT_S,
                 check=False,
                 env=GO_ENV,
             )
-        try:
-            results = json.loads(done.stdout)["resources"] or []
-        except (ValueError, KeyError):
-            raise CommandError(done.args, done.exit_code, done.stdout + done.stderr, "printed no result") from None
-        for result in results:
-            text = texts[int(Path(result["filename"]).stem)]
-            found[text].extend(_messages(str(result.get("msg") or result.get("status"))))
-        return found
+
+            def messages() -> dict[str, list[_Message]]:
+                for result in _results(done.result()):
+                    batch = batches[int(Path(result["filename"]).stem)]
+                    named = (str(result.get("version")), str(result.get("kind")), str(result.get("name")))
+                    text = batch.get(named) or next(iter(batch.values()))
+                    found[text].extend(_messages(str(result.get("msg") or result.get("status"))))
+                return found
+
+            yield messages
 
     def _write_schemas(self, folder: Path, kinds: set[ObjectKind], definitions: Iterable[str]) -> None:
         core = CoreSchemas(self.definitions.kubernetes)
         wanted = {(k.group, k.kind) for k in kinds}
         written: set[ObjectKind] = set()
-        for text in self._definition_texts(definitions):
+        for text in (*definitions, *definition_texts(self.definitions)):
             about = defined_kind(text)
             if about is not None and about not in wanted:
                 continue
-            for kind, schema in self._schemas_of(text):
+            for kind, schema in schemas_of(text, self.schemas):
                 if kind in kinds and kind not in written:
                     written.add(kind)
                     (folder / kind.file_name).write_text(schema)
@@ -182,27 +215,6 @@ class Validator:
                 self.schemas.put("schemas", key, schema_text)
             if schema_text:
                 (folder / kind.file_name).write_text(schema_text)
-
-    def _schemas_of(self, text: str) -> Iterator[tuple[ObjectKind, str]]:
-        key = digest("crd", code_digest(), text)
-        record = self.schemas.get("schemas", key)
-        if record is None:
-            try:
-                made = list(crd_schemas(load_one(without_descriptions(text))))
-            except (KeyError, TypeError, ValueError):
-                # Not a definition that the API server would take: its own check says so.
-                made = []
-            record = [[k.group, k.version, k.kind, json.dumps(s, separators=(",", ":"))] for k, s in made]
-            self.schemas.put("schemas", key, record)
-        for group, version, kind, schema in record:
-            yield ObjectKind(group, version, kind), schema
-
-    def _definition_texts(self, of_tree: Iterable[str]) -> Iterator[str]:
-        yield from of_tree
-        for path in (*self.definitions.files, *_bundled()):
-            for text in split(path.read_text().removeprefix("---\n")):
-                if f"\nkind: {_DEFINITION}\n" in f"\n{text}":
-                    yield text
 
     def _findings(
         self, rendering: Rendering, messages: dict[str, list[_Message]], elsewhere: _Elsewhere
@@ -221,6 +233,75 @@ class Validator:
                     Stage.SCHEMA, rule, what, doubt or mend, where, resource.subject, rendering.spec.folder,
                     Severity.WARNING if doubt else Severity.ERROR,
                 )  # fmt: skip
+
+
+def _batched(objects: Mapping[str, Resource]) -> list[_Batch]:
+    """Put objects into as few files as kubeconform can tell them apart in, which is by apiVersion, kind and name.
+
+    A file for each would be what takes longest in a tree of many overlays.
+    """
+    batches: list[_Batch] = []
+    alone: list[_Batch] = []
+    seen: Counter[tuple[str, str, str]] = Counter()
+    for text, resource in objects.items():
+        metadata = resource.data.get("metadata")
+        name = metadata.get("name") if isinstance(metadata, Mapping) else None
+        key = (resource.api_version, resource.kind, str(name))
+        # Of a list it names the items.
+        if resource.kind.endswith("List") or not all(key) or not isinstance(name, str):
+            alone.append({key: text})
+            continue
+        if seen[key] == len(batches):
+            batches.append({})
+        batches[seen[key]][key] = text
+        seen[key] += 1
+    return [*batches, *alone]
+
+
+def _results(done: Completed) -> list[dict[str, Any]]:
+    try:
+        return json.loads(done.stdout)["resources"] or []
+    except (ValueError, KeyError):
+        raise CommandError(done.args, done.exit_code, done.stdout + done.stderr, "printed no result") from None
+
+
+def schemas_of(text: str, store: Store, node: Node | None = None) -> Iterator[tuple[ObjectKind, str]]:
+    """Yield the kinds and schemas of a definition, from the store if they were made before.
+
+    Args:
+        text: the definition.
+        store: where schemas are kept. A definition's are kept by its spec, so those of a file are those of what
+            kustomize prints of it, unless it changed more than metadata.
+        node: the same as yamlfile.compose returns it, where that was done already.
+    """
+    key = digest("crd", code_digest(), text[max(text.find("\nspec:\n"), 0) :])
+    record = store.get("schemas", key)
+    if record is None:
+        try:
+            definition = load_one(without_descriptions(text)) if node is None else to_plain(node)
+            made = list(crd_schemas(definition))
+        except (KeyError, TypeError, ValueError):
+            # Not a definition that the API server would take: its own check says so.
+            made = []
+        record = [[k.group, k.version, k.kind, json.dumps(s, separators=(",", ":"))] for k, s in made]
+        store.put("schemas", key, record)
+    for group, version, kind, schema in record:
+        yield ObjectKind(group, version, kind), schema
+
+
+def definition_texts(definitions: Definitions) -> Iterator[str]:
+    """Yield the definitions from besides the tree."""
+    for path in (*definitions.files, *_bundled()):
+        for text in split(path.read_text().removeprefix("---\n")):
+            if f"\nkind: {DEFINITION}\n" in f"\n{text}":
+                yield text
+
+
+def make_schemas(definitions: Definitions, store: Store) -> None:
+    """Keep the schemas of the definitions from besides the tree, which are the same for every tree."""
+    for text in definition_texts(definitions):
+        for _ in schemas_of(text, store):
+            pass
 
 
 def _bundled() -> list[Path]:

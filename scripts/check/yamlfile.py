@@ -14,6 +14,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from scripts.check.model import Problem
+from scripts.check.sourcefile import may_expand
 
 MAX_DEPTH = 200
 # Aliases are copies once a file is read by anything but this module: more of them than this can't be meant.
@@ -71,8 +72,7 @@ def compose(text: str) -> tuple[list[Node], list[Problem]]:
         problems.append(_syntax_problem(error, text))
     except yaml.YAMLError as error:
         problems.append(_character_problem(error, text))
-    may_repeat = "*" in text and "&" in text
-    if may_repeat or _MAYBE_DEEP.search(text) or len(_FLOW_START.findall(text)) > MAX_DEPTH // 2:
+    if may_expand(text) or _MAYBE_DEEP.search(text) or len(_FLOW_START.findall(text)) > MAX_DEPTH // 2:
         unusable = next(filter(None, map(_unbounded, nodes)), None)
         if unusable:
             return [], [*problems, unusable]
@@ -149,7 +149,7 @@ def load_one(text: str) -> Any:
     except _TooManyValuesError:
         raise ValueError(f"holds more than {MAX_VALUES} values") from None
     # A variable's value may bring aliases of its own.
-    unusable = _unbounded(node) if node is not None and "*" in text and "&" in text else None
+    unusable = _unbounded(node) if node is not None and may_expand(text) else None
     if unusable:
         raise ValueError(unusable.message)
     return to_plain(node) if node is not None else None

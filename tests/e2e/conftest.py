@@ -51,6 +51,41 @@ def run_make(*args: str, root: Path = ROOT, timeout_s: float = MAKE_TIMEOUT_S, *
     return MakeResult(done.returncode, done.stdout + done.stderr)
 
 
+@dataclass(frozen=True)
+class OtherLab:
+    """A clone of this working copy with variables of its own: another lab than the one under test."""
+
+    clone: Path
+    environment: dict[str, str]
+
+    def make(self, *args: str, **variables: str) -> MakeResult:
+        """Run make there as a user does."""
+        done = subprocess.run(
+            ["make", "--no-print-directory", "-C", str(self.clone), "-o", ".venv/.complete", *args],
+            capture_output=True, text=True, timeout=MAKE_TIMEOUT_S, env=self.environment | variables,
+            stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        return MakeResult(done.returncode, done.stdout + done.stderr)
+
+    def commit(self, file: str, old: str, new: str) -> None:
+        """Change a file and commit it."""
+        path = self.clone / file
+        text = path.read_text()
+        assert old in text, f"{file} has no {old!r}"
+        path.write_text(text.replace(old, new))
+        git.git("commit", "--quiet", "--all", "--message", f"Test: {new}", root=self.clone)
+
+
+def other_lab(clone: Path, settings: Settings, **variables: str) -> OtherLab:
+    """Clone this working copy for another lab."""
+    git.git("clone", "--quiet", ROOT, clone, timeout_s=60)
+    bench.configure_author(clone)
+    git.git("switch", "--quiet", "-C", MAIN_BRANCH, root=clone)
+    (clone / ".venv").symlink_to(ROOT / ".venv")
+    inherited = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return OtherLab(clone, inherited | bench.environment_of(settings) | variables)
+
+
 @pytest.fixture(scope="session")
 def settings() -> Settings:
     return lab_settings.load()

@@ -9,14 +9,13 @@ import pytest
 
 from scripts import settings
 from scripts.check.runner import check
-from scripts.check.sourcefile import LARGE_BYTES
 from tests.manifests.checking import HEAD, config_map, flux, options, write
 
 # Nine to the power of twenty values.
 LINES = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
 LINES += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
 BOMB = config_map() + "\n".join(LINES) + "\n"
-PADDED = BOMB + f"# {'x' * LARGE_BYTES}\n"
+PADDED = BOMB + f"# {'x' * 50_000}\n"
 # Each holds the one before: no exponent, and still the square of what is written.
 CHAIN = config_map() + "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 2000))
 KEY = config_map() + "\n".join(LINES) + "\n? *a19\n: x\n"

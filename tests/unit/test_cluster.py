@@ -375,6 +375,21 @@ def test_workers_get_their_role_once_and_the_control_plane_none() -> None:
     assert kube.patched == {"new": {"metadata": {"labels": {"node-role.kubernetes.io/worker": ""}}}}
 
 
+CONTROL = {"node-role.kubernetes.io/control-plane": ""}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "unlabelled"),
+    [
+        ([node("c", labels=CONTROL), node("a", labels={"node-role.kubernetes.io/worker": ""}), node("b")], ()),
+        ([node("c", labels=CONTROL), node("a"), node("b")], ("a", "b")),
+        ([node("only", labels=CONTROL)], ("only",)),
+    ],
+)
+def test_a_cluster_of_ones_own_may_lack_workers(nodes: list[dict[str, Any]], unlabelled: tuple[str, ...]) -> None:
+    assert cluster.without_workers(FakeKube(nodes)) == unlabelled  # type: ignore[arg-type]
+
+
 # ---------------------------------------------------------------- the API's wrapper
 
 

@@ -144,6 +144,7 @@ CASES: list[tuple[str, dict[str, Any], str, Level, str, str]] = [
     ("left-over context", {"lab": {"context_server": "https://127.0.0.1:40001"}}, "cluster", W, "kind-gitops-lab", "kubectl config delete-context kind-gitops-lab"),
     ("somebody's context", {"lab": {"context_server": "https://prod.example:6443"}}, "cluster", E, "https://prod.example:6443", "CLUSTER_NAME=<another name>"),
     ("context unreachable", {"settings": {"kube_context": "prod"}, "lab": {"context_problem": "there is none."}}, "context", E, "The cluster of KUBE_CONTEXT=prod can't be used: there is none.", "kubectl config get-contexts"),
+    ("context without workers", {"settings": {"kube_context": "prod"}, "lab": {"unlabelled": ("a", "b")}}, "context", E, "No node of KUBE_CONTEXT=prod has the label node-role.kubernetes.io/worker", "kubectl --context prod label nodes a b node-role.kubernetes.io/worker="),
     ("context reachable", {"settings": {"kube_context": "prod"}}, "context", OK, "prod answers", ""),
 ]  # fmt: skip
 

@@ -85,6 +85,11 @@ def test_every_variable_is_taken() -> None:
     )
 
 
+def test_a_cluster_of_ones_own_has_no_edge_unless_asked_for() -> None:
+    assert load(HOME | {"KUBE_CONTEXT": "prod"}).edge is Edge.NONE
+    assert load(HOME | {"KUBE_CONTEXT": "prod", "EDGE": "envoy"}).edge is Edge.ENVOY
+
+
 def test_an_empty_value_is_the_default_because_make_passes_unset_variables_on() -> None:
     names = (
         "CLUSTER_NAME",
