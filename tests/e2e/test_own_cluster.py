@@ -7,6 +7,7 @@ server that tells nobody of pushes; the registry is the lab's, under another nam
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from tests.e2e.conftest import OtherLab, other_lab
 pytestmark = pytest.mark.long
 
 NAME = "lab-e2e-own"
-TOKEN = "a-token-of-ones-own"
+TOKEN = secrets.token_hex(16)
 DEV = "flux-cd/applications/mock-cluster-aka-namespaces/dev/kustomization.yaml"
 
 
@@ -146,7 +147,7 @@ def test_a_push_is_live_although_nobody_tells_flux_of_it(own):
     assert "0.002" in {c.data.get("FAIL_RATE") for c in found.items}
 
 
-def test_the_token_is_in_the_cluster_and_nowhere_else(own, tmp_path_factory):
+def test_the_token_is_in_the_cluster_and_nowhere_else(own):
     secret = own.kube.call(own.kube.core.read_namespaced_secret, flux.GIT_SECRET, FLUX_NAMESPACE)
     assert secret.data
     for folder in (Path(own.environment["XDG_STATE_HOME"]), own.clone):
