@@ -6,10 +6,11 @@ kubeconfig points nowhere, side containers have moved. Each is looked at and men
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
-from scripts import cluster, console, flux, flux_sync, git, setup
+from scripts import cluster, console, flux, flux_sync, git, reasons, setup
 from scripts.cache import lock, now_iso
 from scripts.docker import container_state, docker
 from scripts.engine import ensure_engine
@@ -17,9 +18,12 @@ from scripts.errors import LabError
 from scripts.kube import Kube
 from scripts.reasons import explain_now
 from scripts.settings import Settings
+from scripts.snapshot import collect, full_name
 from scripts.waiting import wait_for
 
 API_TIMEOUT_S = 120
+# metrics-server has to measure twice before the autoscalers know anything again.
+METRICS_TIMEOUT_S = 180
 
 
 def resume(settings: Settings) -> int:
@@ -57,8 +61,35 @@ def resume(settings: Settings) -> int:
             ready = flux_sync.wait_until_ready(settings, kube, setup.READY_TIMEOUT_S, lambda: explain_now(kube))
             wait_for("every pod is Ready", lambda: cluster.not_ready_pods(kube), timeout_s=180, interval_s=0.5)
             checked = setup.wait_for_endpoints(settings, kube)
+            wait_for(
+                "every autoscaler has its figures",
+                lambda: _without_figures(kube),
+                timeout_s=METRICS_TIMEOUT_S,
+                interval_s=0.5,
+                mend="`make status` shows why",
+            )
         console.done("lab", time.monotonic() - began, f"{ready} Kustomizations Ready, {checked} endpoints answer")
     return 0
+
+
+def _without_figures(kube: Kube) -> list[str]:
+    """Return the autoscalers that can't know anything yet: what they say may still be from before."""
+    from kubernetes.client import ApiException
+
+    scalers = collect(kube).autoscalers
+    try:
+        pods = json.loads(kube.get_text("/apis/metrics.k8s.io/v1beta1/pods"))["items"]
+    except ApiException as error:
+        return [f"metrics-server does not answer yet (HTTP {error.status})"] if scalers else []
+    measured = {pod["metadata"]["namespace"] for pod in pods}
+    lines = []
+    for scaler in scalers:
+        problem = reasons.autoscaler_problem(scaler)
+        if scaler["metadata"]["namespace"] not in measured:
+            lines.append(f"HPA {full_name(scaler)}: none of its pods is measured yet")
+        elif "metrics" in problem:
+            lines.append(f"HPA {full_name(scaler)}: {problem}")
+    return lines
 
 
 def _start_containers(settings: Settings, nodes: list[str]) -> list[str]:
