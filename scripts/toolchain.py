@@ -47,6 +47,9 @@ def ensure_go(cache: Cache, version: str, bootstrap: str) -> GoToolchain:
         # The linker drops debugging information (-s -w); not making it first takes an eighth off the compiler's CPU
         # time (kubeconform: 51.6 s with it, 44.7 s without).
         "GOFLAGS": "-buildvcs=false -trimpath -mod=readonly -modcacherw -gcflags=all=-dwarf=false",
+        # The compiler collects garbage half as often: a quarter less time for net/http and go/types (32 to 33 s without,
+        # 25 s with it; 28 s with 400, whose memory has to be had first).
+        "GOGC": "200",
         "GOWORK": "off",
         "CGO_ENABLED": "0",
     }
