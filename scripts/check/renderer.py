@@ -6,6 +6,7 @@ Builds run side by side; each is kept under a key of all that it was made from.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections import deque
@@ -27,7 +28,7 @@ from scripts.check.fluxobjects import (
 from scripts.check.graph import Graph
 from scripts.check.model import Finding, Rendered, Severity, Stage
 from scripts.check.references import Reference
-from scripts.check.roots import Root, roots
+from scripts.check.roots import Root, may_patch_kustomizations, roots
 from scripts.check.sourcefile import expanding_patches
 from scripts.check.store import Store, code_digest, digest, identity_of
 from scripts.check.structure import broken_builds
@@ -191,11 +192,14 @@ class Renderer:
     def _begin_early(self, folder: Path, pool: ThreadPoolExecutor) -> None:
         """Begin to build what Flux Kustomizations apply as they are written, before it is known what they render to.
 
-        Seldom does what applies a Kustomization change it; where it does, such a build was for nothing. The largest come
-        first: one that begins last would be waited for alone.
+        Where something may change them (a patch of their kind, a variable in them), such builds would be for nothing. The
+        largest come first: one that begins last would be waited for alone.
         """
-        jobs = [self._job(flux, flux.scope) for flux in self.written]
-        jobs = [job for job in jobs if job.spec.folder != "\0"]
+        written = [flux for flux in self.written if "${" not in json.dumps(flux.spec, default=str)]
+        jobs = [job for flux in written if (job := self._job(flux, flux.scope)).spec.folder != "\0"]
+        tops = {*(a.rendering.spec.folder for a in self._by_spec.values()), *(job.spec.folder for job in jobs)}
+        if may_patch_kustomizations(self.graph, self.written, tops):
+            return
         for job in sorted(jobs, key=lambda j: -self._size_of(j.spec)):
             if job.spec.key in self._by_spec or self._blocker(job.spec, "a patch"):
                 continue

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scripts.check.fluxobjects import FluxObject, RenderSpec, folder_of, render_spec
 from scripts.check.graph import Graph
 from scripts.check.model import Place
+from scripts.check.references import ReferenceKind
+from scripts.check.sourcefile import FLUX_KUSTOMIZE_GROUP
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,29 @@ def roots(graph: Graph, written: Sequence[FluxObject]) -> list[Root]:
         spec = render_spec(flux, own if own is not None else "\0")
         found.append(Root(spec, flux, _folder_of_file(flux.place)))
     return found
+
+
+def may_patch_kustomizations(graph: Graph, written: Sequence[FluxObject], tops: Iterable[str]) -> bool:
+    """Whether any patch that the builds of some folders take in may be one of Flux Kustomizations, as it is written.
+
+    A patch in a file is taken for one if the file names their group.
+    """
+    entered = [built for top in tops for folder in graph.closure(top) if (built := graph.buildable(folder))]
+    for source in [*(k.data for k in entered), *(f.spec for f in written)]:
+        for field in ("patches", "patchesJson6902", "patchesStrategicMerge"):
+            patches = source.get(field)
+            if any(_may_mean_kustomizations(patch) for patch in (patches if isinstance(patches, list) else [])):
+                return True
+    files = {r.target for k in entered for r in k.references if r.kind is ReferenceKind.PATCH}
+    texts = (graph.tree.absolute(f).read_text(errors="replace") for f in files if graph.tree.is_file(f))
+    return any(FLUX_KUSTOMIZE_GROUP in text for text in texts)
+
+
+def _may_mean_kustomizations(patch: Any) -> bool:
+    target = patch.get("target") if isinstance(patch, Mapping) else None
+    kind = target.get("kind") if isinstance(target, Mapping) else None
+    # A target's kind is a regular expression; without one the patch's own says what it means.
+    return "Kustomization" in str(kind) or "*" in str(kind) if kind else "Kustomization" in str(patch)
 
 
 def _bootstrap_folders(graph: Graph, written: Sequence[FluxObject], covered: set[str]) -> set[str]:

@@ -1,6 +1,7 @@
 """Large files are read, and their definitions' schemas made, beside the run; builds begin before their turn."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts.check.runner import check
-from tests.manifests.checking import HEAD, config_map, flux, options, renderings, write
+from tests.manifests.checking import HEAD, config_map, flux, options, write
 
 ROOT = Path(__file__).resolve().parents[2]
 MANY = "".join(f"              field{n:05}:\n                type: string\n" for n in range(4000))
@@ -76,30 +77,56 @@ def test_the_findings_are_the_same_beside_the_run_and_in_it(tmp_path: Path) -> N
     assert not [f for f in after if "Thing own/bad" in f]
 
 
-def test_builds_begin_before_their_turn_and_none_runs_twice(tmp_path: Path) -> None:
-    """Of what is applied as it is written; what a parent changes is built as the parent has it."""
+PATCH = "patches:\n- target: {{kind: {0}, name: child}}\n  patch: |\n    - {{op: add, path: {1}, value: patched}}\n"
+ALL = "patches:\n- path: patch.yaml\n"
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core builds one after the other")
+@pytest.mark.parametrize(
+    ("parent", "child", "early", "namespace"),
+    [
+        ("", "", True, "as-written"),
+        (PATCH.format("ConfigMap", "/data/x"), "", True, "as-written"),
+        # What may be changed is built as the parent has it, once.
+        (PATCH.format("Kustomization", "/spec/targetNamespace"), "", False, "patched"),
+        (PATCH.format("Kust.*", "/spec/targetNamespace"), "", False, "patched"),
+        (ALL, "", False, "patched"),
+        ("", "  postBuild:\n    substitute:\n      name: ${name}\n", False, "as-written"),
+    ],
+    ids=["as written", "another kind", "a patch", "a pattern", "a file", "a variable"],
+)
+def test_builds_begin_before_their_turn_unless_something_may_change_them(
+    parent: str, child: str, early: bool, namespace: str, tmp_path: Path
+) -> None:
+    """The parent's build waits for the child's to begin, as long as it takes to be sure that it won't."""
     log = tmp_path / "builds"
+    log.touch()
     real = options(tmp_path, tmp_path).kustomize
     counting = tmp_path / "kustomize"
-    counting.write_text(f'#!/bin/sh\nbasename "$2" >> {log}\nexec {real} "$@"\n')
+    counting.write_text(
+        f'#!/bin/sh\nname=$(basename "$2")\necho "$name" >> {log}\nn=0\n'
+        f'while [ "$name" = cluster ] && ! grep -q child {log} && [ $n -lt 100 ]; do n=$((n+1)); sleep 0.02; done\n'
+        f'[ "$name" = cluster ] && echo done >> {log}\nexec {real} "$@"\n'
+    )
     counting.chmod(0o755)
     tree = write(
         tmp_path / "tree",
         {
-            "cluster/kustomization.yaml": HEAD
-            + "resources: [same.yaml, changed.yaml]\npatches:\n- target: {kind: Kustomization, name: changed}\n"
-            "  patch: |\n    - {op: add, path: /spec/targetNamespace, value: as-patched}\n",
-            "cluster/same.yaml": flux("same", "./same", "  targetNamespace: as-written\n"),
-            "cluster/changed.yaml": flux("changed", "./changed", "  targetNamespace: as-written\n"),
-            "same/settings.yaml": config_map(),
-            "changed/settings.yaml": config_map(),
+            "cluster/kustomization.yaml": HEAD + "resources: [child.yaml, settings.yaml]\n" + parent,
+            "cluster/child.yaml": flux("child", "./child", "  targetNamespace: as-written\n" + child),
+            "cluster/settings.yaml": config_map("child", metadata="  namespace: flux-system\n"),
+            "cluster/patch.yaml": flux("child", "./child", "  targetNamespace: patched\n"),
+            "child/settings.yaml": config_map(),
         },
     )
+    if parent != ALL:
+        (tree / "cluster" / "patch.yaml").unlink()
     report = check(replace(options(tree, tmp_path / "cache"), kustomize=counting), need_renderings=True).report
     namespaces = {r.flux_kustomizations: r.resources[0].namespace for r in report.rendered if r.flux_kustomizations}
-    assert namespaces == {("same",): "as-written", ("changed",): "as-patched"}
-    assert sorted(log.read_text().split()) == ["changed", "changed", "cluster", "same"]
-    assert set(renderings(tree, tmp_path / "cache")) == {"cluster", "same", "changed"}
+    assert namespaces == {("child",): namespace}
+    said = log.read_text().split()
+    assert sorted(said) == ["child", "cluster", "done"], "each is built once"
+    assert (said.index("child") < said.index("done")) is early
 
 
 def test_objects_of_a_kind_and_name_are_told_apart(tmp_path: Path) -> None:
