@@ -10,7 +10,7 @@ import json
 import os
 import time
 
-from scripts import cluster, console, flux, flux_sync, git, reasons, setup
+from scripts import cluster, console, flux, flux_sync, git, reasons, setup, sidecars
 from scripts.cache import lock, now_iso
 from scripts.docker import container_state, docker
 from scripts.engine import ensure_engine
@@ -95,9 +95,9 @@ def _without_figures(kube: Kube) -> list[str]:
 def _start_containers(settings: Settings, nodes: list[str]) -> list[str]:
     """Start the control plane before the workers: in the order of creation each gets its old address back."""
     order = [settings.control_plane, *(n for n in nodes if n != settings.control_plane)]
-    sidecars = [settings.registry_container, *([settings.git_container] if settings.owns_git else [])]
+    beside = [settings.registry_container, *([settings.git_container] if settings.owns_git else [])]
     woken = []
-    for name in [*order, *sidecars]:
+    for name in [*order, *beside]:
         state = container_state(name)
         if not state:
             raise LabError(f"The container {name} is gone.", "make setup-all makes it anew")
@@ -107,6 +107,10 @@ def _start_containers(settings: Settings, nodes: list[str]) -> list[str]:
         elif state != "running":
             docker("start", name, timeout_s=120)
             woken.append(name)
+    # A container that was just started does not answer yet.
+    sidecars.wait_for_registry(settings)
+    if settings.owns_git:
+        sidecars.wait_for_git_server(settings)
     return woken
 
 

@@ -49,7 +49,7 @@ def ensure_registry(settings: Settings, image: str) -> Outcome:
         environment={"REGISTRY_STORAGE_DELETE_ENABLED": "true", "OTEL_TRACES_EXPORTER": "none"},
     )
     verb = ensure_container(spec, digest_of(spec.__dict__)[:16])
-    _wait_for_http("the registry", settings.registry_container, f"http://127.0.0.1:{settings.registry_port}/v2/")
+    wait_for_registry(settings)
     return Outcome(verb != "found", f"registry {verb}")
 
 
@@ -65,9 +65,19 @@ def ensure_git_server(settings: Settings, image: str) -> Outcome:
         volumes={settings.git_volume: "/srv/git"},
     )
     verb = ensure_container(spec, digest_of(spec.__dict__)[:16])
+    wait_for_git_server(settings)
+    return Outcome(verb != "found", f"Git server {verb}")
+
+
+def wait_for_registry(settings: Settings) -> None:
+    """Wait until the registry answers."""
+    _wait_for_http("the registry", settings.registry_container, f"http://127.0.0.1:{settings.registry_port}/v2/")
+
+
+def wait_for_git_server(settings: Settings) -> None:
+    """Wait until the Git server answers for the lab's repository."""
     url = f"http://127.0.0.1:{settings.git_port}/{GIT_REPOSITORY}/info/refs?service=git-upload-pack"
     _wait_for_http("the Git server", settings.git_container, url)
-    return Outcome(verb != "found", f"Git server {verb}")
 
 
 def _wait_for_http(what: str, container: str, url: str) -> None:
