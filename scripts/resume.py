@@ -21,7 +21,8 @@ from scripts.settings import Settings
 from scripts.snapshot import collect, full_name
 from scripts.waiting import wait_for
 
-API_TIMEOUT_S = 120
+API_TIMEOUT_S = 240
+SIDECARS_TIMEOUT_S = 240
 # metrics-server has to measure twice before the autoscalers know anything again.
 METRICS_TIMEOUT_S = 180
 
@@ -107,10 +108,11 @@ def _start_containers(settings: Settings, nodes: list[str]) -> list[str]:
         elif state != "running":
             docker("start", name, timeout_s=120)
             woken.append(name)
-    # A container that was just started does not answer yet.
-    sidecars.wait_for_registry(settings)
+    # A container that was just started does not answer yet. After an engine was killed the kernel takes the network of the
+    # containers that died with it down in its own time: until then (100 s were seen) two may have one address.
+    sidecars.wait_for_registry(settings, SIDECARS_TIMEOUT_S)
     if settings.owns_git:
-        sidecars.wait_for_git_server(settings)
+        sidecars.wait_for_git_server(settings, SIDECARS_TIMEOUT_S)
     return woken
 
 

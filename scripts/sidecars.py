@@ -69,18 +69,19 @@ def ensure_git_server(settings: Settings, image: str) -> Outcome:
     return Outcome(verb != "found", f"Git server {verb}")
 
 
-def wait_for_registry(settings: Settings) -> None:
+def wait_for_registry(settings: Settings, timeout_s: float = READY_TIMEOUT_S) -> None:
     """Wait until the registry answers."""
-    _wait_for_http("the registry", settings.registry_container, f"http://127.0.0.1:{settings.registry_port}/v2/")
+    url = f"http://127.0.0.1:{settings.registry_port}/v2/"
+    _wait_for_http("the registry", settings.registry_container, url, timeout_s)
 
 
-def wait_for_git_server(settings: Settings) -> None:
+def wait_for_git_server(settings: Settings, timeout_s: float = READY_TIMEOUT_S) -> None:
     """Wait until the Git server answers for the lab's repository."""
     url = f"http://127.0.0.1:{settings.git_port}/{GIT_REPOSITORY}/info/refs?service=git-upload-pack"
-    _wait_for_http("the Git server", settings.git_container, url)
+    _wait_for_http("the Git server", settings.git_container, url, timeout_s)
 
 
-def _wait_for_http(what: str, container: str, url: str) -> None:
+def _wait_for_http(what: str, container: str, url: str, timeout_s: float) -> None:
     session = direct_session()
 
     def pending() -> list[str]:
@@ -94,7 +95,7 @@ def _wait_for_http(what: str, container: str, url: str) -> None:
         done = docker("logs", "--tail", "20", container, check=False)
         return done.stdout + done.stderr
 
-    wait_for(f"{what} answers", pending, timeout_s=READY_TIMEOUT_S, mend=f"docker logs {container}", explain=explain)
+    wait_for(f"{what} answers", pending, timeout_s=timeout_s, mend=f"docker logs {container}", explain=explain)
 
 
 def git_service_objects(settings: Settings) -> list[dict[str, Any]]:
