@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,19 @@ class MakeResult:
     output: str
 
 
-def run_make(*args: str, root: Path = ROOT, timeout_s: float = MAKE_TIMEOUT_S, **variables: str) -> MakeResult:
+def own_environment() -> dict[str, str]:
+    """Return this process's environment without what a make around it has put there."""
+    return {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+
+
+def run_make(
+    *args: str,
+    root: Path = ROOT,
+    timeout_s: float = MAKE_TIMEOUT_S,
+    environment: Mapping[str, str] | None = None,
+    **variables: str,
+) -> MakeResult:
     """Run make as a user does, and return exit code and everything it printed."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     done = subprocess.run(
         [
             "make",
@@ -44,7 +54,7 @@ def run_make(*args: str, root: Path = ROOT, timeout_s: float = MAKE_TIMEOUT_S, *
         capture_output=True,
         text=True,
         timeout=timeout_s,
-        env=environment,
+        env=own_environment() if environment is None else environment,
         stdin=subprocess.DEVNULL,
         check=False,
     )
@@ -60,12 +70,7 @@ class OtherLab:
 
     def make(self, *args: str, **variables: str) -> MakeResult:
         """Run make there as a user does."""
-        done = subprocess.run(
-            ["make", "--no-print-directory", "-C", str(self.clone), "-o", ".venv/.complete", *args],
-            capture_output=True, text=True, timeout=MAKE_TIMEOUT_S, env=self.environment | variables,
-            stdin=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
-        return MakeResult(done.returncode, done.stdout + done.stderr)
+        return run_make(*args, root=self.clone, environment=self.environment, **variables)
 
     def commit(self, file: str, old: str, new: str) -> None:
         """Change a file and commit it."""
@@ -82,8 +87,7 @@ def other_lab(clone: Path, settings: Settings, **variables: str) -> OtherLab:
     bench.configure_author(clone)
     git.git("switch", "--quiet", "-C", MAIN_BRANCH, root=clone)
     (clone / ".venv").symlink_to(ROOT / ".venv")
-    inherited = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    return OtherLab(clone, inherited | bench.environment_of(settings) | variables)
+    return OtherLab(clone, own_environment() | bench.environment_of(settings) | variables)
 
 
 @pytest.fixture(scope="session")
