@@ -15,6 +15,7 @@ from scripts.cache import lock, now_iso
 from scripts.docker import container_state, docker
 from scripts.engine import ensure_engine
 from scripts.errors import LabError
+from scripts.hpa.sampling import METRICS_GROUP
 from scripts.kube import Kube
 from scripts.reasons import explain_now
 from scripts.settings import Settings
@@ -79,7 +80,7 @@ def _without_figures(kube: Kube) -> list[str]:
 
     scalers = collect(kube).autoscalers
     try:
-        pods = json.loads(kube.get_text("/apis/metrics.k8s.io/v1beta1/pods"))["items"]
+        pods = json.loads(kube.get_text(f"/apis/{'/'.join(METRICS_GROUP)}/pods"))["items"]
     except ApiException as error:
         return [f"metrics-server does not answer yet (HTTP {error.status})"] if scalers else []
     measured = {pod["metadata"]["namespace"] for pod in pods}

@@ -200,15 +200,16 @@ class Renderer:
         tops = {*(a.rendering.spec.folder for a in self._by_spec.values()), *(job.spec.folder for job in jobs)}
         if may_patch_kustomizations(self.graph, self.written, tops):
             return
-        for job in sorted(jobs, key=lambda j: -self._size_of(j.spec)):
-            if job.spec.key in self._by_spec or self._blocker(job.spec, "a patch"):
+        wanted: dict[str, RenderSpec] = {}
+        for spec in (job.spec for job in jobs):
+            if spec.key in self._by_spec or self._blocker(spec, "a patch"):
                 continue
-            recipe = self._recipe(job.spec)
-            is_left = recipe.missing or recipe.remote or recipe.key in self._begun
-            if is_left or self.store.has("renders", recipe.key):
-                continue
-            build = prepare(self.graph, job.spec, recipe.key, recipe.variables, self.kustomize, folder)
-            self._begun[recipe.key] = (build, pool.submit(build.run))
+            recipe = self._recipe(spec)
+            if not recipe.missing and not recipe.remote and not self.store.has("renders", recipe.key):
+                wanted[recipe.key] = spec
+        for key, spec in sorted(wanted.items(), key=lambda w: -self._size_of(w[1])):
+            build = prepare(self.graph, spec, key, self._recipe(spec).variables, self.kustomize, folder)
+            self._begun[key] = (build, pool.submit(build.run))
 
     def _size_of(self, spec: RenderSpec) -> int:
         """Return how much a build reads, about."""

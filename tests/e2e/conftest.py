@@ -27,9 +27,10 @@ class MakeResult:
     output: str
 
 
-def own_environment() -> dict[str, str]:
-    """Return this process's environment without what a make around it has put there."""
-    return {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+def own_environment(**variables: str) -> dict[str, str]:
+    """Return this process's environment without what a make around it has put there, and with more variables."""
+    left_out = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    return {k: v for k, v in os.environ.items() if k not in left_out} | variables
 
 
 def run_make(
@@ -87,7 +88,7 @@ def other_lab(clone: Path, settings: Settings, **variables: str) -> OtherLab:
     bench.configure_author(clone)
     git.git("switch", "--quiet", "-C", MAIN_BRANCH, root=clone)
     (clone / ".venv").symlink_to(ROOT / ".venv")
-    return OtherLab(clone, own_environment() | bench.environment_of(settings) | variables)
+    return OtherLab(clone, own_environment(**bench.environment_of(settings)) | variables)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ import requests
 from scripts import bench, cluster, docker, git, provide
 from scripts.settings import HELM, KIND_CLUSTER_LABEL, OVERLAYS, ROOT, environments
 from scripts.waiting import wait_for
+from tests.e2e.conftest import own_environment
 
 pytestmark = pytest.mark.long
 
@@ -89,12 +90,6 @@ def path_without_tools(folder: Path) -> Path:
             if program.name not in provide.TOOL_BINARIES and not link.is_symlink():
                 link.symlink_to(program)
     return folder
-
-
-def own_environment(**variables: str) -> dict[str, str]:
-    """This session's environment, for the commands that keep the mirror."""
-    left_out = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
-    return {k: v for k, v in os.environ.items() if k not in left_out} | variables
 
 
 @pytest.fixture(scope="module")
