@@ -21,7 +21,9 @@ NODE_DIR = KIND_DIR / "node"
 BINARIES = ("containerd/containerd", "containerd/ctr", "containerd/containerd-shim-runc-v2", "cri-tools/crictl")
 CNI_PLUGINS = ("host-local", "loopback", "bridge", "ptp", "portmap")
 BUILD_LABEL = "gitops-lab.build"
-_REVISION = 1
+# The application's base: with it on the nodes, what they pull of the application is its own two layers.
+APPLICATION_BASE = "rootfs-python"
+_REVISION = 2
 
 
 def node_image_name(source: SourceSet, versions: Versions, recipes: list[ComponentImage]) -> str:
@@ -32,6 +34,7 @@ def node_image_name(source: SourceSet, versions: Versions, recipes: list[Compone
         digest_of_tree(NODE_DIR),
         {name: source.keys[name] for name in modules},
         source.keys["rootfs-node"],
+        source.keys[APPLICATION_BASE],
         {recipe.name: recipe_key(recipe, source) for recipe in recipes if recipe.node},
     )
     return f"{REPOSITORY}/node:{versions.kubernetes}-{key[:12]}"
@@ -42,16 +45,18 @@ def ensure_node_image(source: SourceSet, versions: Versions, recipes: list[Compo
     name = node_image_name(source, versions, recipes)
     if image_exists(name):
         return name, False
-    preload = []
+    preload = [ensure_base(APPLICATION_BASE, source)]
+    tags = []
     for recipe in recipes:
         if recipe.node:
             image, _ = ensure_image(recipe, source)
             for tag in recipe.tags:
                 docker("tag", image, tag)
-                preload.append(tag)
+                tags.append(tag)
+    preload += tags
     # A build that was killed leaves its container: with this one label, and never in use (callers hold a lock).
     for leftover in containers_with_label(f"{BUILD_LABEL}=node"):
-        docker("rm", "--force", leftover)
+        docker("rm", "--force", "--volumes", leftover)
     with tempfile.TemporaryDirectory(prefix="gitops-lab-node-") as folder:
         context = Path(folder)
         _lay_out(context, source)
@@ -65,7 +70,7 @@ def ensure_node_image(source: SourceSet, versions: Versions, recipes: list[Compo
         archive = context / "images.tar"
         docker("save", "--output", archive, *preload, timeout_s=600)
         _prepare(base, archive, versions.kubernetes, name)
-    docker("rmi", base, *preload)
+    docker("rmi", base, *tags)
     return name, True
 
 
@@ -94,6 +99,8 @@ def _lay_out(context: Path, source: SourceSet) -> None:
 def _prepare(base: str, archive: Path, kubernetes: str, name: str) -> None:
     created = docker(
         "run", "--detach", "--privileged", "--network", "none", "--label", f"{BUILD_LABEL}=node",
+        # What is mounted so is no part of the image's configuration, as a --volume would be.
+        "--mount", "type=volume,destination=/build",
         "--entrypoint", "sleep", base, "infinity", timeout_s=120,
     )  # fmt: skip
     container = created.stdout.strip()
@@ -111,4 +118,4 @@ def _prepare(base: str, archive: Path, kubernetes: str, name: str) -> None:
             timeout_s=600,
         )
     finally:
-        docker("rm", "--force", container)
+        docker("rm", "--force", "--volumes", container)

@@ -201,9 +201,10 @@ def _provide_from_source(settings: Settings, versions: Versions, log_dir: Path) 
         python_base = images.ensure_base("rootfs-python", built)
         monitoring = {r.tags[0]: images.ensure_image(r, built)[0] for r in recipes if r.monitoring and monitored}
         if node_new:
-            bases = {images.ensure_base(f"rootfs-{name}", built) for name in ("node", "net", "glibc", "git")}
-            components = {images.built_name(recipe, built) for recipe in recipes}
-            images.prune_superseded({node, registry, git_server, python_base, *bases, *components})
+            # What lies in the node image is not kept beside it: another one is made from the cache's binaries.
+            kept = {images.built_name(recipe, built) for recipe in recipes if not recipe.node}
+            bases = {images.ensure_base(f"rootfs-{name}", built) for name in ("node", "git")}
+            images.prune_superseded({node, registry, git_server, python_base, *bases, *kept})
     did = [f"{len(built.built)} things built from source"] if built.built else []
     did += ["node image built"] if node_new else []
     return (

@@ -102,15 +102,17 @@ def _run_steps(run: Run, board: console.Board) -> None:
     step = _Stepper(run, board)
     step(1, check_preconditions)
     step(2, get_tools_and_images)
-    with ThreadPoolExecutor(3, "step") as pool:
-        # 4 and 5 need tools and the registry, not the cluster; nothing of 6 starts before 4 has passed.
+    with ThreadPoolExecutor(4, "step") as pool:
+        # 4, 5 and the push to Git need tools, registry and Git server, not the cluster. Nothing is pushed, and nothing of 6
+        # starts, before 4 has passed.
         registry = pool.submit(start_sidecars, run)
         made = pool.submit(step, 3, lambda r: make_cluster(r, registry))
         step(4, validate_manifests)
         image = pool.submit(step, 5, lambda r: build_application(r, registry))
+        pushed = pool.submit(push_to_git, run, registry)
         _result(made)
         loaded = pool.submit(load_monitoring, run)
-        flux_done = pool.submit(step, 6, lambda r: bootstrap_flux(r, image, loaded))
+        flux_done = pool.submit(step, 6, lambda r: bootstrap_flux(r, pushed, image, loaded))
         _result(image)
         _result(flux_done)
     step(7, wait_and_verify)
@@ -257,13 +259,20 @@ def load_monitoring(run: Run) -> Outcome:
     return nodeimages.ensure_loaded(run.settings, run.have.monitoring_images)
 
 
-def bootstrap_flux(run: Run, image: Future[Any], loaded: Future[Outcome]) -> Outcome:
+def push_to_git(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
+    """Push this clone's commit and the environments' branches: a first push takes seconds that the cluster needs anyway."""
+    _result(sidecars_up)
+    remote = git.ensure_remote(run.settings)
+    pushed = git.push_main(run.settings, run.head)
+    branches = git.ensure_environment_branches(run.settings)
+    return Outcome(any(o.changed for o in (remote, pushed, branches)), pushed.what)
+
+
+def bootstrap_flux(run: Run, in_git: Future[Outcome], image: Future[Any], loaded: Future[Outcome]) -> Outcome:
     """Step 6: Flux, following the Git repository that this clone is pushed to."""
     settings, kube = run.settings, run.kube
     installed = flux.ensure_flux(settings, kube, run.have.tool("flux"), run.have.versions, run.have.pin_images)
-    remote = git.ensure_remote(settings)
-    pushed = git.push_main(settings, run.head)
-    branches = git.ensure_environment_branches(settings)
+    pushed = _result(in_git)
     # Nothing may ask for an image before it is in the registry or on the nodes: a failed pull backs off for seconds.
     _result(image)
     monitoring = _result(loaded)
@@ -271,7 +280,7 @@ def bootstrap_flux(run: Run, image: Future[Any], loaded: Future[Outcome]) -> Out
     rooted = flux.ensure_bootstrap(settings, kube, subnet, git.credentials(settings, os.environ))
     if settings.owns_git:
         flux.connect_git_server(settings, kube)
-    outcomes = (installed, remote, pushed, branches, rooted, monitoring)
+    outcomes = (installed, pushed, rooted, monitoring)
     return Outcome(any(o.changed for o in outcomes), ", ".join(o.what for o in (installed, pushed, rooted)))
 
 

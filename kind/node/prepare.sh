@@ -23,18 +23,61 @@ ctr oci spec \
   | jq '.hooks.createContainer[.hooks.createContainer | length] |= . + {"path": "/kind/bin/mount-product-files.sh"}' \
   | jq 'del(.process.rlimits)' > /etc/containerd/cri-base.json
 
-containerd > /tmp/containerd.log 2>&1 &
+# Images that lie unpacked in the node image need neither be copied into each node's volume nor unpacked there. Their files
+# are lower layers of an overlay then, on a file system that may be one itself: tried out here, on the engine that it is for.
+# What is written while they are unpacked lies in a volume: an overlay can't be the upper layer of another.
+build=/build/containerd
+snapshots=/kind/snapshots
+snapshotter=io.containerd.snapshotter.v1.overlayfs
+blobs=$build/io.containerd.content.v1.content/blobs/sha256
+mkdir -p "$snapshots/try" /build/{upper,work,merged}
+unpacked=
+if mount -t overlay overlay -o "lowerdir=$snapshots/try,upperdir=/build/upper,workdir=/build/work" /build/merged; then
+  umount /build/merged
+  unpacked=yes
+fi
+rm -rf "$snapshots/try" /build/{upper,work,merged}
+
+containerd --root "$build" > /tmp/containerd.log 2>&1 &
 containerd=$!
 for _ in $(seq 300); do
   if ctr version > /dev/null 2>&1; then break; fi
   kill -0 "$containerd" || { cat /tmp/containerd.log >&2; exit 1; }
   sleep 0.1
 done
-ctr -n k8s.io images import --label=io.cri-containerd.pinned=pinned --all-platforms --no-unpack --digests /images.tar
+if [ "$unpacked" ]; then how=(--snapshotter=overlayfs); else how=(--no-unpack); fi
+ctr -n k8s.io images import --label=io.cri-containerd.pinned=pinned --all-platforms --digests \
+  "${how[@]}" /images.tar
 have=$(ctr -n k8s.io images list -q)
 for image in $(kubeadm config images list --kubernetes-version "$version" 2> /dev/null | grep -v /pause:); do
   grep -qxF "$image" <<< "$have" || { echo "kubeadm of $version wants $image, which was not built" >&2; exit 1; }
 done
+if [ "$unpacked" ]; then
+  # As the node's containerd does (discard_unpacked_layers): what is unpacked needs no archive.
+  find "$blobs" -type f -size -1024k | while read -r blob; do
+    if [ "$(head -c 1 "$blob")" = "{" ]; then jq -r '.layers[]?.digest' "$blob"; fi
+  done | sort -u > /build/layers
+  while read -r layer; do
+    # A deleted file is a mark that the engine would take for one of its own.
+    tar --list --file "$blobs/${layer#sha256:}" > /build/files
+    if grep -q '\(^\|/\)\.wh\.' /build/files; then
+      echo "an image deletes files of its base, which can't lie unpacked in another: $layer" >&2
+      exit 1
+    fi
+    ctr -n k8s.io content rm "$layer" > /dev/null
+  done < /build/layers
+fi
 kill "$containerd"
 wait "$containerd" || [ $? -eq 143 ] || [ $? -eq 0 ]
+if [ "$unpacked" ]; then
+  # containerd itself would do it, some time later
+  while read -r layer; do rm -f "$blobs/${layer#sha256:}"; done < /build/layers
+  for folder in "$build/$snapshotter/snapshots"/*; do
+    cp -a "$folder" "$snapshots/"
+    rm -rf "$folder"
+    ln -s "$snapshots/${folder##*/}" "$folder"
+  done
+fi
+rm -rf /var/lib/containerd
+cp -a "$build" /var/lib/containerd
 rm -rf /images.tar /tmp/containerd.log /kind/prepare.sh /run/containerd

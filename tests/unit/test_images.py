@@ -166,6 +166,7 @@ def test_a_key_is_of_a_copied_files_content(source: SourceSet, tmp_path: Path, m
     [
         ("etcd", False),
         ("rootfs-node", False),
+        ("rootfs-python", False),
         ("containerd", False),
         ("kind", True),
         ("registry", True),
