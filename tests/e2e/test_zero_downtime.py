@@ -123,14 +123,15 @@ def test_draining_a_worker_fails_no_request(settings, kube, environment, worker)
 @pytest.mark.parametrize("environment", ["staging", "production"])
 def test_scaling_in_fails_no_request(settings, kube, clone, environment):
     minimum = {"staging": 2, "production": 3}[environment]
-    clone.edit(overlay(environment), f"minReplicas: {minimum}", "minReplicas: 5")
+    least = "path: /spec/minReplicas\n      value: "
+    clone.edit(overlay(environment), f"{least}{minimum}", f"{least}5")
     promote(clone, kube, environment, clone.commit("Test: five pods"))
     wait_for(
         "five pods are ready",
         lambda: [] if len(ready_pods(kube, environment)) == 5 else [f"{len(ready_pods(kube, environment))} of 5"],
         timeout_s=120,
     )
-    clone.edit(overlay(environment), "minReplicas: 5", f"minReplicas: {minimum}")
+    clone.edit(overlay(environment), f"{least}5", f"{least}{minimum}")
     commit = clone.commit("Test: back to the minimum")
     with load.attack(settings, environment, PATH, 25, LONGEST_S) as attack:
         promote(clone, kube, environment, commit)
