@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -29,6 +28,7 @@ from scripts.check.graph import Graph
 from scripts.check.model import Finding, Rendered, Severity, Stage
 from scripts.check.references import Reference
 from scripts.check.roots import Root, may_patch_kustomizations, roots
+from scripts.check.scratch import scratch
 from scripts.check.sourcefile import expanding_patches
 from scripts.check.store import Store, code_digest, digest, identity_of
 from scripts.check.structure import broken_builds
@@ -165,7 +165,7 @@ class Renderer:
         queue = deque(jobs)
         running: dict[Future[Completed | CommandError], Build] = {}
         with (
-            tempfile.TemporaryDirectory(prefix="gitops-lab-check-") as folder,
+            scratch("check") as folder,
             ThreadPoolExecutor(os.cpu_count(), "kustomize") as pool,
         ):
             while queue or running:

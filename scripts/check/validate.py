@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from scripts.check.graph import Graph
 from scripts.check.locate import line_of_field
 from scripts.check.model import Finding, Resource, Severity, Stage
 from scripts.check.origin import split
+from scripts.check.scratch import scratch
 from scripts.check.store import Store, code_digest, digest, digest_of_text, identity_of
 from scripts.check.yamlfile import load_one, to_plain
 from scripts.process import CommandError, Completed, run
@@ -167,7 +167,7 @@ class Validator:
         batches = _batched(objects)
         kinds = {ObjectKind.of(resource.api_version, resource.kind) for resource in objects.values()}
         with (
-            tempfile.TemporaryDirectory(prefix="gitops-lab-schema-") as folder,
+            scratch("schema") as folder,
             ThreadPoolExecutor(1, "kubeconform") as pool,
         ):
             schemas, files = Path(folder) / "schemas", Path(folder) / "objects"
