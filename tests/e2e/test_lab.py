@@ -8,6 +8,7 @@ import pytest
 
 from scripts import docker, flux
 from scripts.git import environment_branch
+from scripts.images import REPOSITORY
 from scripts.settings import APP_NAME, FLUX_NAMESPACE, Edge, environments, source_name
 
 SOURCES = {
@@ -18,6 +19,7 @@ SOURCES = {
     "staging-environment": "env/staging",
     "production-environment": "env/production",
 }
+SNAPSHOTS = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots"
 SIZES = {"dev": (1, "50m", "64Mi"), "staging": (2, "100m", "128Mi"), "production": (3, "200m", "256Mi")}
 
 
@@ -32,6 +34,25 @@ def test_three_nodes_are_ready_with_roles_zones_and_a_taint(kube):
     for name, node in nodes.items():
         ready = next(c for c in node["status"]["conditions"] if c["type"] == "Ready")
         assert ready["status"] == "True", f"{name}: {ready['message']}"
+
+
+def test_no_pod_was_started_on_a_node_that_had_no_addresses_for_pods(kube):
+    events = kube.call(kube.core.list_event_for_all_namespaces).items
+    failed = [e for e in events if e.reason == "FailedCreatePodSandBox" and "no IP ranges" in (e.message or "")]
+    assert not failed, [f"{e.involved_object.name}: {e.message}" for e in failed]
+
+
+def test_nodes_neither_copy_nor_unpack_the_images_of_source_mode(settings):
+    for node in docker.containers_with_label(f"io.x-k8s.kind.cluster={settings.cluster_name}"):
+        if not docker.inspect("container", node)["Config"]["Image"].startswith(f"{REPOSITORY}/"):
+            pytest.skip("the node image is not ours")
+        content = "/var/lib/containerd/io.containerd.content.v1.content"
+        copied = docker.docker("exec", node, "du", "--summarize", "--block-size=1M", content).stdout.split()[0]
+        # 1224 MiB as archives; what was pulled or loaded since is the application's and monitoring's.
+        assert int(copied) < 600, node
+        # Links to what the node image has: none of that was unpacked again.
+        linked = docker.docker("exec", node, "find", SNAPSHOTS, "-maxdepth", "1", "-type", "l").stdout.split()
+        assert linked, node
 
 
 def test_host_ports_are_bound_to_loopback_only(settings):
