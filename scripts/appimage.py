@@ -111,7 +111,7 @@ def build_image(
         shutil.copy2(APP_DIR / "Dockerfile", context / "Dockerfile")
         console.note(f"building {APP_NAME}:{tag}")
         # Under a name of its own it keeps the layers of the dependencies for the next build.
-        raw = f"{REPOSITORY}/{APP_NAME}-build:{settings.cluster_name}"
+        raw = layers_of(settings)
         earlier = inspect("image", raw)
         built = docker(
             "build", "--quiet", "--network", "none", "--tag", raw, "--build-arg", f"BASE_IMAGE={base}",
@@ -122,6 +122,20 @@ def build_image(
         if earlier and earlier["Id"] != built:
             docker("image", "rm", earlier["Id"], check=False)  # a container may still use it
         return identity
+
+
+def layers_of(settings: Settings) -> str:
+    """Return the name under which the engine keeps the layers of the last build."""
+    return f"{REPOSITORY}/{APP_NAME}-build:{settings.cluster_name}"
+
+
+def built_images(settings: Settings) -> list[str]:
+    """Return what the engine has of this lab's application: each release that was pushed from here, and the layers."""
+    names = (settings.push_repository, layers_of(settings))
+    filters = [word for name in names for word in ("--filter", f"reference={name}")]
+    listed = docker("images", *filters, "--format", "{{.Repository}}:{{.Tag}}").stdout.split()
+    # One that was built again under the same tag has lost its name.
+    return [name for name in listed if not name.endswith(":<none>")]
 
 
 def site_packages(cache: Cache, python: str, architecture: str) -> Path:

@@ -206,16 +206,20 @@ def make_cluster(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
         return Outcome(beside.changed, f"using {run.settings.kube_context}")
     cgroup_v1 = str(run.engine.get("CgroupVersion", "2")) == "1"
     made = cluster.ensure_cluster(run.settings, run.have.tool("kind"), run.have.node_image, cgroup_v1)
-    cluster.wire_registry(run.settings)
-    if run.have.mirror:
-        names = mirrors.upstreams(run.have.versions)
-        host = mirrors.host_for_nodes(run.have.mirror.host)
-        cluster.put_files(run.settings, mirrors.hosts_files(run.have.mirror, names, host))
-    cluster.label_workers(run.kube)
-    if made.changed and run.have.pin_images:
-        cluster.preload(run.settings, [run.have.versions.images[name] for name in PRELOADED])
-    if made.changed:
-        run.kube.apply([cluster.hosting_config_map(run.settings)])
+    with ThreadPoolExecutor(1, "hosting") as pool:
+        # A cluster that has just been made is slow to answer, and its nodes don't wait for this.
+        hosting = [cluster.hosting_config_map(run.settings)]
+        told = pool.submit(run.kube.apply, hosting) if made.changed else None
+        cluster.wire_registry(run.settings)
+        if run.have.mirror:
+            names = mirrors.upstreams(run.have.versions)
+            host = mirrors.host_for_nodes(run.have.mirror.host)
+            cluster.put_files(run.settings, mirrors.hosts_files(run.have.mirror, names, host))
+        cluster.label_workers(run.kube)
+        if made.changed and run.have.pin_images:
+            cluster.preload(run.settings, [run.have.versions.images[name] for name in PRELOADED])
+        if told:
+            _result(told)
     return Outcome(made.changed or beside.changed, f"{made.what}; {beside.what}")
 
 

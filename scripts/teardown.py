@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from enum import StrEnum
 
-from scripts import cluster, console, git
+from scripts import appimage, cluster, console, git
 from scripts.cache import lock
 from scripts.docker import container_state, docker, engine_info, inspect, is_ours
 from scripts.engine import ensure_engine
@@ -96,6 +96,9 @@ def _remove(settings: Settings, volumes: bool) -> list[str]:
             if found and is_ours(found, settings.cluster_name):
                 docker("volume", "rm", volume)
                 removed.append(volume)
+        # The registry that they were pushed to is gone, so nothing asks for them by these names.
+        for image in appimage.built_images(settings):
+            docker("rmi", image)
     outcome = git.remove_remote(settings)
     if outcome.changed:
         removed.append("Git remote")
