@@ -54,7 +54,10 @@ for image in $(kubeadm config images list --kubernetes-version "$version" 2> /de
 done
 if [ "$unpacked" ]; then
   # As the node's containerd does (discard_unpacked_layers): what is unpacked needs no archive.
-  find "$blobs" -type f -size -1024k | while read -r blob; do
+  # Of copies: containerd collects what belongs to no image, as the archive's own index, some time after the import.
+  mkdir /build/small
+  find "$blobs" -type f -size -1024k -exec cp {} /build/small/ ';'
+  for blob in /build/small/*; do
     if [ "$(head -c 1 "$blob")" = "{" ]; then jq -r '.layers[]?.digest' "$blob"; fi
   done | sort -u > /build/layers
   while read -r layer; do
