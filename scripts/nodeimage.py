@@ -26,7 +26,9 @@ APPLICATION_BASE = "rootfs-python"
 _REVISION = 2
 
 
-def node_image_name(source: SourceSet, versions: Versions, recipes: list[ComponentImage]) -> str:
+def node_image_name(
+    source: SourceSet, versions: Versions, recipes: list[ComponentImage], portable: bool = False
+) -> str:
     """Return the node image's name; its tag holds Kubernetes' version and the hash of all it is made from."""
     modules = ("containerd", "cri-tools", "cni", "kubernetes", "module-files")
     key = digest_of(
@@ -34,18 +36,28 @@ def node_image_name(source: SourceSet, versions: Versions, recipes: list[Compone
         digest_of_tree(NODE_DIR),
         {name: source.keys[name] for name in modules},
         source.keys["rootfs-node"],
-        source.keys[APPLICATION_BASE],
+        "" if portable else source.keys[APPLICATION_BASE],
         {recipe.name: recipe_key(recipe, source) for recipe in recipes if recipe.node},
     )
     return f"{REPOSITORY}/node:{versions.kubernetes}-{key[:12]}"
 
 
-def ensure_node_image(source: SourceSet, versions: Versions, recipes: list[ComponentImage]) -> tuple[str, bool]:
-    """Return the node image's name and whether it had to be built."""
-    name = node_image_name(source, versions, recipes)
+def ensure_node_image(
+    source: SourceSet, versions: Versions, recipes: list[ComponentImage], portable: bool = False
+) -> tuple[str, bool]:
+    """Return the node image's name and whether it had to be built.
+
+    Args:
+        source: what was built from source.
+        versions: the pins.
+        recipes: the images; those of nodes are preloaded.
+        portable: for engines that are not this one. Its images lie packed in it, as in upstream's: whether they can lie
+            unpacked depends on the file system of the engine.
+    """
+    name = node_image_name(source, versions, recipes, portable)
     if image_exists(name):
         return name, False
-    preload = [ensure_base(APPLICATION_BASE, source)]
+    preload = [] if portable else [ensure_base(APPLICATION_BASE, source)]
     tags = []
     for recipe in recipes:
         if recipe.node:
@@ -69,7 +81,7 @@ def ensure_node_image(source: SourceSet, versions: Versions, recipes: list[Compo
         console.note(f"node image: saving {len(preload)} images")
         archive = context / "images.tar"
         docker("save", "--output", archive, *preload, timeout_s=600)
-        _prepare(base, archive, versions.kubernetes, name)
+        _prepare(base, archive, versions.kubernetes, name, portable)
     docker("rmi", base, *tags)
     return name, True
 
@@ -96,7 +108,7 @@ def _lay_out(context: Path, source: SourceSet) -> None:
     (context / ".dockerignore").write_text("images.tar\n")
 
 
-def _prepare(base: str, archive: Path, kubernetes: str, name: str) -> None:
+def _prepare(base: str, archive: Path, kubernetes: str, name: str, portable: bool) -> None:
     created = docker(
         "run", "--detach", "--privileged", "--network", "none", "--label", f"{BUILD_LABEL}=node",
         # What is mounted so is no part of the image's configuration, as a --volume would be.
@@ -107,7 +119,8 @@ def _prepare(base: str, archive: Path, kubernetes: str, name: str) -> None:
     try:
         docker("cp", archive, f"{container}:/images.tar", timeout_s=600)
         console.note("node image: preparing and preloading")
-        docker("exec", container, "bash", "/kind/prepare.sh", kubernetes, timeout_s=900)
+        how = "packed" if portable else "unpacked"
+        docker("exec", container, "bash", "/kind/prepare.sh", kubernetes, how, timeout_s=900)
         console.note("node image: committing")
         docker(
             "commit",

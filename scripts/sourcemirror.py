@@ -50,8 +50,8 @@ def source_images(source: SourceSet, versions: Versions, architecture: str) -> d
     of_node = [r for r in recipes if r.node and not upstream_names & set(r.tags)]
     made["node"] = SourceImage(
         versions.images["node"],
-        nodeimage.node_image_name(source, versions, of_node),
-        lambda folder: from_engine(nodeimage.ensure_node_image(source, versions, of_node)[0], folder),
+        nodeimage.node_image_name(source, versions, of_node, portable=True),
+        lambda folder: from_engine(nodeimage.ensure_node_image(source, versions, of_node, portable=True)[0], folder),
     )
     python = ImageSpec(architecture, source.rootfs["rootfs-python"], config={"Env": [PATH]})
     made["python"] = SourceImage(

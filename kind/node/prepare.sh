@@ -1,8 +1,10 @@
 #!/bin/bash
 # Runs once in a privileged container of the node's base image, before it is committed: the steps of kind's
-# images/base/Dockerfile and of `kind build node-image`. $1: Kubernetes' version; /images.tar: images to preload.
+# images/base/Dockerfile and of `kind build node-image`. $1: Kubernetes' version; $2: whether images may lie "unpacked" in
+# it or stay "packed"; /images.tar: images to preload.
 set -euo pipefail
 version=$1
+how=$2
 
 chmod 755 /kind /kind/bin /kind/bin/* /usr/local/bin/* /opt/cni/bin/*
 # systemd: keep only what a node needs
@@ -32,7 +34,7 @@ snapshotter=io.containerd.snapshotter.v1.overlayfs
 blobs=$build/io.containerd.content.v1.content/blobs/sha256
 mkdir -p "$snapshots/try" /build/{upper,work,merged}
 unpacked=
-if mount -t overlay overlay -o "lowerdir=$snapshots/try,upperdir=/build/upper,workdir=/build/work" /build/merged; then
+if [ "$how" = unpacked ] && mount -t overlay overlay -o "lowerdir=$snapshots/try,upperdir=/build/upper,workdir=/build/work" /build/merged; then
   umount /build/merged
   unpacked=yes
 fi
@@ -45,9 +47,9 @@ for _ in $(seq 300); do
   kill -0 "$containerd" || { cat /tmp/containerd.log >&2; exit 1; }
   sleep 0.1
 done
-if [ "$unpacked" ]; then how=(--snapshotter=overlayfs); else how=(--no-unpack); fi
+if [ "$unpacked" ]; then unpacking=(--snapshotter=overlayfs); else unpacking=(--no-unpack); fi
 ctr -n k8s.io images import --label=io.cri-containerd.pinned=pinned --all-platforms --digests \
-  "${how[@]}" /images.tar
+  "${unpacking[@]}" /images.tar
 have=$(ctr -n k8s.io images list -q)
 for image in $(kubeadm config images list --kubernetes-version "$version" 2> /dev/null | grep -v /pause:); do
   grep -qxF "$image" <<< "$have" || { echo "kubeadm of $version wants $image, which was not built" >&2; exit 1; }

@@ -180,6 +180,14 @@ def test_the_node_image_is_named_by_what_is_in_it(source: SourceSet, changed: st
     assert (nodeimage.node_image_name(with_key(source, changed), PINS, recipes) == name) is same
 
 
+def test_a_node_image_for_other_engines_is_another_one_without_the_applications_base(source: SourceSet) -> None:
+    def name(source: SourceSet, portable: bool) -> str:
+        return nodeimage.node_image_name(source, PINS, list(RECIPES.values()), portable)
+
+    assert name(source, portable=True) != name(source, portable=False)
+    assert name(with_key(source, "rootfs-python"), portable=True) == name(source, portable=True)
+
+
 # ---------------------------------------------------------------- building, by a fake engine
 
 

@@ -12,6 +12,7 @@ import pytest
 from scripts import images, sourcemirror, versions
 from scripts.downloads import _extract, find_sha256
 from scripts.errors import LabError
+from scripts.images import ComponentImage
 from scripts.ociimage import FileInImage, ImageSpec, assemble, from_engine
 from scripts.settings import KIND_DIR
 from scripts.sourcebuild import SourceSet
@@ -192,9 +193,13 @@ def test_the_node_image_of_a_mirror_holds_none_of_the_labs_own_images(
     source: SourceSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(
-        sourcemirror.nodeimage, "ensure_node_image", lambda s, v, recipes: (seen.append(recipes) or "n:1", True)
-    )
+
+    def ensure(source: SourceSet, versions: object, recipes: list[ComponentImage], portable: bool) -> tuple[str, bool]:
+        assert portable, "it may go to an engine in which images can't lie unpacked"
+        seen.append(recipes)
+        return "n:1", True
+
+    monkeypatch.setattr(sourcemirror.nodeimage, "ensure_node_image", ensure)
     monkeypatch.setattr(sourcemirror, "from_engine", lambda name, folder: name)
     assert sourcemirror.source_images(source, versions.load(), "amd64")["node"].build(tmp_path) == "n:1"
     assert {r.name for r in seen[0]} == {"kubernetes", "etcd", "coredns", "pause", "kube-router"}
