@@ -40,13 +40,23 @@ if [ "$how" = unpacked ] && mount -t overlay overlay -o "lowerdir=$snapshots/try
 fi
 rm -rf "$snapshots/try" /build/{upper,work,merged}
 
-containerd --root "$build" > /tmp/containerd.log 2>&1 &
-containerd=$!
-for _ in $(seq 300); do
-  if ctr version > /dev/null 2>&1; then break; fi
-  kill -0 "$containerd" || { cat /tmp/containerd.log >&2; exit 1; }
-  sleep 0.1
-done
+start_containerd() {
+  containerd --root "$build" > /tmp/containerd.log 2>&1 &
+  containerd=$!
+  for _ in $(seq 300); do
+    if ctr version > /dev/null 2>&1; then return; fi
+    kill -0 "$containerd" || break
+    sleep 0.1
+  done
+  cat /tmp/containerd.log >&2
+  exit 1
+}
+stop_containerd() {
+  kill "$containerd"
+  wait "$containerd" || [ $? -eq 143 ]
+}
+
+start_containerd
 if [ "$unpacked" ]; then unpacking=(--snapshotter=overlayfs); else unpacking=(--no-unpack); fi
 ctr -n k8s.io images import --label=io.cri-containerd.pinned=pinned --all-platforms --digests \
   "${unpacking[@]}" /images.tar
@@ -54,12 +64,11 @@ have=$(ctr -n k8s.io images list -q)
 for image in $(kubeadm config images list --kubernetes-version "$version" 2> /dev/null | grep -v /pause:); do
   grep -qxF "$image" <<< "$have" || { echo "kubeadm of $version wants $image, which was not built" >&2; exit 1; }
 done
+stop_containerd
 if [ "$unpacked" ]; then
-  # As the node's containerd does (discard_unpacked_layers): what is unpacked needs no archive.
-  # Of copies: containerd collects what belongs to no image, as the archive's own index, some time after the import.
-  mkdir /build/small
-  find "$blobs" -type f -size -1024k -exec cp {} /build/small/ ';'
-  for blob in /build/small/*; do
+  # As the node's containerd does (discard_unpacked_layers): what is unpacked needs no archive. Looked at while it stands
+  # still, since it collects what belongs to no image (the archive's own index) some time after an import.
+  find "$blobs" -type f -size -1024k | while read -r blob; do
     if [ "$(head -c 1 "$blob")" = "{" ]; then jq -r '.layers[]?.digest' "$blob"; fi
   done | sort -u > /build/layers
   while read -r layer; do
@@ -69,13 +78,10 @@ if [ "$unpacked" ]; then
       echo "an image deletes files of its base, which can't lie unpacked in another: $layer" >&2
       exit 1
     fi
-    ctr -n k8s.io content rm "$layer" > /dev/null
   done < /build/layers
-fi
-kill "$containerd"
-wait "$containerd" || [ $? -eq 143 ] || [ $? -eq 0 ]
-if [ "$unpacked" ]; then
-  # containerd itself would do it, some time later
+  start_containerd
+  xargs ctr -n k8s.io content rm < /build/layers > /dev/null
+  stop_containerd
   while read -r layer; do rm -f "$blobs/${layer#sha256:}"; done < /build/layers
   for folder in "$build/$snapshotter/snapshots"/*; do
     cp -a "$folder" "$snapshots/"
