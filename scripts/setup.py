@@ -102,7 +102,7 @@ def _run_steps(run: Run, board: console.Board) -> None:
     step = _Stepper(run, board)
     step(1, check_preconditions)
     step(2, get_tools_and_images)
-    with ThreadPoolExecutor(4, "step") as pool:
+    with ThreadPoolExecutor(5, "step") as pool:
         # 4, 5 and the push to Git need tools, registry and Git server, not the cluster. Nothing is pushed, and nothing of 6
         # starts, before 4 has passed.
         registry = pool.submit(start_sidecars, run)
@@ -111,10 +111,11 @@ def _run_steps(run: Run, board: console.Board) -> None:
         image = pool.submit(step, 5, lambda r: build_application(r, registry))
         pushed = pool.submit(push_to_git, run, registry)
         _result(made)
+        told = pool.submit(tell_of_registry, run)
         loaded = pool.submit(load_monitoring, run)
         flux_done = pool.submit(step, 6, lambda r: bootstrap_flux(r, pushed, image, loaded))
-        _result(image)
-        _result(flux_done)
+        for done in (image, told, flux_done):
+            _result(done)
     step(7, wait_and_verify)
 
 
@@ -206,21 +207,26 @@ def make_cluster(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
         return Outcome(beside.changed, f"using {run.settings.kube_context}")
     cgroup_v1 = str(run.engine.get("CgroupVersion", "2")) == "1"
     made = cluster.ensure_cluster(run.settings, run.have.tool("kind"), run.have.node_image, cgroup_v1)
-    with ThreadPoolExecutor(1, "hosting") as pool:
-        # A cluster that has just been made is slow to answer, and its nodes don't wait for this.
-        hosting = [cluster.hosting_config_map(run.settings)]
-        told = pool.submit(run.kube.apply, hosting) if made.changed else None
-        cluster.wire_registry(run.settings)
-        if run.have.mirror:
-            names = mirrors.upstreams(run.have.versions)
-            host = mirrors.host_for_nodes(run.have.mirror.host)
-            cluster.put_files(run.settings, mirrors.hosts_files(run.have.mirror, names, host))
-        cluster.label_workers(run.kube)
-        if made.changed and run.have.pin_images:
-            cluster.preload(run.settings, [run.have.versions.images[name] for name in PRELOADED])
-        if told:
-            _result(told)
+    cluster.wire_registry(run.settings)
+    if run.have.mirror:
+        names = mirrors.upstreams(run.have.versions)
+        host = mirrors.host_for_nodes(run.have.mirror.host)
+        cluster.put_files(run.settings, mirrors.hosts_files(run.have.mirror, names, host))
+    cluster.label_workers(run.kube)
+    if made.changed and run.have.pin_images:
+        cluster.preload(run.settings, [run.have.versions.images[name] for name in PRELOADED])
     return Outcome(made.changed or beside.changed, f"{made.what}; {beside.what}")
+
+
+def tell_of_registry(run: Run) -> None:
+    """Tell tools where the lab's registry is, unless that is known; nothing in the cluster waits for it."""
+    if not run.settings.owns_cluster:
+        return
+    kube, wanted = run.kube, cluster.hosting_config_map(run.settings)
+    name, namespace = wanted["metadata"]["name"], wanted["metadata"]["namespace"]
+    listed = kube.call(kube.core.list_namespaced_config_map, namespace, field_selector=f"metadata.name={name}")
+    if [found.data for found in listed.items] != [wanted["data"]]:
+        kube.apply([wanted])
 
 
 def validate_manifests(run: Run) -> Outcome:
