@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from scripts.check import origin, yamlfile
 from scripts.check.build import GO_ENV, dump, with_metadata
 from scripts.check.charts import Chart
 from scripts.check.kinds import is_cluster_scoped
+from scripts.check.scratch import scratch
 from scripts.process import CommandError, run
 
 HELM_TIMEOUT_S = 60
@@ -85,7 +85,7 @@ class HelmError(Exception):
 
 def render(helm: Path, kustomize: Path, job: Job) -> list[Made]:
     """Return the objects of a release; raises HelmError for what Flux would fail at too."""
-    with tempfile.TemporaryDirectory(prefix="gitops-lab-helm-") as name:
+    with scratch("helm") as name:
         folder = Path(name)
         objects = list(_objects(_template(helm, job, folder)))
         for index, renderer in enumerate(job.post_renderers):
