@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import json
-from collections.abc import Mapping, Sequence
+import ssl
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -96,8 +98,13 @@ def fingerprint(config: str, image: str) -> str:
     return digest_of(config, image.rpartition("@")[2])[:16]
 
 
-def ensure_cluster(settings: Settings, kind: Path, image: str, cgroup_v1: bool) -> Outcome:
-    """Create the cluster unless it is there and whole; a half-made one of ours is made anew."""
+def ensure_cluster(
+    settings: Settings, kind: Path, image: str, cgroup_v1: bool, creating: Callable[[], object] = lambda: None
+) -> Outcome:
+    """Create the cluster unless it is there and whole; a half-made one of ours is made anew.
+
+    `creating` is called when a new one is about to be made: what answers from then on is no remnant of an earlier run.
+    """
     config = render_config(settings, cgroup_v1)
     wanted = fingerprint(config, image)
     nodes = node_containers(settings)
@@ -114,7 +121,7 @@ def ensure_cluster(settings: Settings, kind: Path, image: str, cgroup_v1: bool) 
                     "the running cluster was created from another configuration or node image; "
                     "`make teardown` and `make setup-all` renew it"
                 )
-            _ensure_context(settings, kind)
+            ensure_context(settings, kind)
             return Outcome(False, "cluster is there")
         console.note("an unfinished cluster is there: making it anew")
         delete_cluster(settings, kind)
@@ -124,6 +131,7 @@ def ensure_cluster(settings: Settings, kind: Path, image: str, cgroup_v1: bool) 
     log.write_text("")
     file = settings.state_dir / "kind-cluster.yaml"
     file.write_text(config)
+    creating()
     # --retain: when it fails, the nodes' logs are what one needs; the next run makes them anew.
     run(
         [kind, "create", "cluster", "--config", file, "--image", image, "--retain", "--wait", "0s",
@@ -134,7 +142,7 @@ def ensure_cluster(settings: Settings, kind: Path, image: str, cgroup_v1: bool) 
         mend="see the log; `make doctor` names the usual causes",
     )  # fmt: skip
     docker("exec", "--interactive", settings.control_plane, "sh", "-c", f"cat > {MARKER}", input_text=wanted)
-    _ensure_context(settings, kind)
+    ensure_context(settings, kind)
     return Outcome(True, "cluster created (1 control plane, 2 workers)")
 
 
@@ -158,7 +166,27 @@ def _environment(settings: Settings) -> dict[str, str]:
     return {"KIND_EXPERIMENTAL_PROVIDER": "docker", "KIND_EXPERIMENTAL_DOCKER_NETWORK": settings.network}
 
 
-def _ensure_context(settings: Settings, kind: Path) -> None:
+def api_answers(settings: Settings) -> bool:
+    """Whether the control plane's API server says that it is ready, whoever asks: before there is a kubeconfig for it."""
+    found = inspect("container", settings.control_plane) or {}
+    port = _api_port(found)
+    if not port:
+        return False
+    # The certificate is not verified: nothing but this one word is asked for, and nothing sent.
+    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
+    connection = http.client.HTTPSConnection("127.0.0.1", int(port), timeout=2, context=unverified)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def ensure_context(settings: Settings, kind: Path) -> None:
     """Write the context into the user's kubeconfig unless it is there and points at this cluster."""
     if _context_is_current(settings):
         return
@@ -183,9 +211,14 @@ def context_server(context: str) -> str:
 
 def _context_is_current(settings: Settings) -> bool:
     server = context_server(settings.context)
-    found = inspect("container", settings.control_plane) or {}
-    bindings = found.get("HostConfig", {}).get("PortBindings", {}).get("6443/tcp") or [{}]
-    return server.endswith(f":{bindings[0].get('HostPort', '?')}") and Kube(settings.context).is_up()
+    port = _api_port(inspect("container", settings.control_plane) or {})
+    return bool(port) and server.endswith(f":{port}") and Kube(settings.context).is_up()
+
+
+def _api_port(control_plane: dict[str, Any]) -> str:
+    """Return the port on 127.0.0.1 at which an API server is reached, or "" as long as it has none."""
+    bindings = control_plane.get("HostConfig", {}).get("PortBindings", {}).get("6443/tcp") or [{}]
+    return str(bindings[0].get("HostPort", ""))
 
 
 def export_kubeconfig(settings: Settings, kind: Path) -> None:

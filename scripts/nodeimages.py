@@ -34,6 +34,8 @@ def ensure_loaded(settings: Settings, images: Mapping[str, str]) -> Outcome:
         settings: the run's names.
         images: the name of the built image by tag. Another build under the same tag replaces what a node has.
     """
+    if not images:
+        return Outcome(False, "no images to load")
     wanted = dict(zip(images, _ids(list(images.values())), strict=True))
     held = _held(settings)
     missing = [tag for tag, image in wanted.items() if any(ids.get(tag) != image for ids in held.values())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -102,19 +103,21 @@ def _run_steps(run: Run, board: console.Board) -> None:
     step = _Stepper(run, board)
     step(1, check_preconditions)
     step(2, get_tools_and_images)
-    with ThreadPoolExecutor(5, "step") as pool:
+    creating = threading.Event()
+    with ThreadPoolExecutor(8, "step") as pool:
         # 4, 5 and the push to Git need tools, registry and Git server, not the cluster. Nothing is pushed, and nothing of 6
-        # starts, before 4 has passed.
-        registry = pool.submit(start_sidecars, run)
-        made = pool.submit(step, 3, lambda r: make_cluster(r, registry))
+        # starts, before 4 has passed. 6 begins once the API server answers, long before the workers have joined.
+        network = pool.submit(make_network, run)
+        registry = pool.submit(start_sidecars, run, network)
+        made = pool.submit(step, 3, lambda r: make_cluster(r, network, registry, creating))
         step(4, validate_manifests)
         image = pool.submit(step, 5, lambda r: build_application(r, registry))
         pushed = pool.submit(push_to_git, run, registry)
-        _result(made)
+        reach_nodes(run, creating, made)
         told = pool.submit(tell_of_registry, run)
-        loaded = pool.submit(load_monitoring, run)
-        flux_done = pool.submit(step, 6, lambda r: bootstrap_flux(r, pushed, image, loaded))
-        for done in (image, told, flux_done):
+        loaded = pool.submit(load_images, run)
+        flux_done = pool.submit(step, 6, lambda r: bootstrap_flux(r, pushed, image, loaded, made))
+        for done in (made, image, told, flux_done):
             _result(done)
     step(7, wait_and_verify)
 
@@ -183,39 +186,62 @@ def get_tools_and_images(run: Run) -> Outcome:
     return outcome
 
 
-def start_sidecars(run: Run) -> Outcome:
-    """Start the registry and the Git server on the lab's network."""
+def make_network(run: Run) -> Outcome:
+    """Make the network that nodes, registry and Git server stand on."""
     if not run.settings.owns_cluster:
         return Outcome(False, "Git and images as named")
-    network = cluster.ensure_network(run.settings)
-    registry = sidecars.ensure_registry(run.settings, run.have.registry_image)
-    outcomes = [network, registry]
-    if run.settings.owns_git:
-        outcomes.append(sidecars.ensure_git_server(run.settings, run.have.git_server_image))
+    return cluster.ensure_network(run.settings)
+
+
+def start_sidecars(run: Run, network: Future[Outcome]) -> Outcome:
+    """Start the registry and the Git server on the lab's network."""
+    outcomes = [_result(network)]
+    if run.settings.owns_cluster:
+        outcomes.append(sidecars.ensure_registry(run.settings, run.have.registry_image))
+        if run.settings.owns_git:
+            outcomes.append(sidecars.ensure_git_server(run.settings, run.have.git_server_image))
     return Outcome(any(o.changed for o in outcomes), ", ".join(o.what for o in outcomes))
 
 
-def make_cluster(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
-    """Step 3: the kind cluster, with the registry wired into its nodes."""
-    beside = _result(sidecars_up)
+def make_cluster(
+    run: Run, network: Future[Outcome], sidecars_up: Future[Outcome], creating: threading.Event
+) -> Outcome:
+    """Step 3: the kind cluster, while registry and Git server start; `creating` is set when a new one is begun."""
+    _result(network)
     if not run.settings.owns_cluster:
         if not run.kube.is_up():
             raise LabError(
                 f"The cluster of KUBE_CONTEXT={run.settings.kube_context} does not answer.",
                 "check it with `kubectl --context … get nodes`",
             )
-        return Outcome(beside.changed, f"using {run.settings.kube_context}")
+        return Outcome(False, f"using {run.settings.kube_context}; {_result(sidecars_up).what}")
     cgroup_v1 = str(run.engine.get("CgroupVersion", "2")) == "1"
-    made = cluster.ensure_cluster(run.settings, run.have.tool("kind"), run.have.node_image, cgroup_v1)
-    cluster.wire_registry(run.settings)
+    kind = run.have.tool("kind")
+    made = cluster.ensure_cluster(run.settings, kind, run.have.node_image, cgroup_v1, creating.set)
+    cluster.label_workers(run.kube)
+    beside = _result(sidecars_up)
+    return Outcome(made.changed or beside.changed, f"{made.what}; {beside.what}")
+
+
+def reach_nodes(run: Run, creating: threading.Event, made: Future[Any]) -> None:
+    """Wait until the cluster's API server answers, then wire the registry (and a mirror) into the nodes' containerd."""
+    settings = run.settings
+
+    def pending() -> list[str]:
+        early = creating.is_set() and cluster.api_answers(settings)
+        return [] if early or made.done() else ["the API server does not answer yet"]
+
+    wait_for("the cluster's API server answers", pending, timeout_s=cluster.CREATE_TIMEOUT_S + READY_TIMEOUT_S)
+    if made.done():
+        _result(made)
+    if not settings.owns_cluster:
+        return
+    cluster.ensure_context(settings, run.have.tool("kind"))
+    cluster.wire_registry(settings)
     if run.have.mirror:
         names = mirrors.upstreams(run.have.versions)
         host = mirrors.host_for_nodes(run.have.mirror.host)
-        cluster.put_files(run.settings, mirrors.hosts_files(run.have.mirror, names, host))
-    cluster.label_workers(run.kube)
-    if made.changed and run.have.pin_images:
-        cluster.preload(run.settings, [run.have.versions.images[name] for name in PRELOADED])
-    return Outcome(made.changed or beside.changed, f"{made.what}; {beside.what}")
+        cluster.put_files(settings, mirrors.hosts_files(run.have.mirror, names, host))
 
 
 def tell_of_registry(run: Run) -> None:
@@ -253,20 +279,19 @@ def build_application(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
     return outcome
 
 
-def load_monitoring(run: Run) -> Outcome:
-    """Bring monitoring's images and chart, if the lab has it: beside Flux, which asks for them a little later."""
-    if run.settings.monitoring is Monitoring.NONE or not run.settings.owns_cluster:
-        return Outcome(False, "no monitoring images")
+def load_images(run: Run) -> Outcome:
+    """Bring the images (and the chart) that Git names and the nodes do not have: beside Flux, which asks for them later."""
+    if not run.settings.owns_cluster:
+        return Outcome(False, "images as named")
     versions = run.have.versions
-    if run.have.pin_images:
-        pulled = nodeimages.ensure_pulled(
-            run.settings, [versions.images[name] for name in mode.images(run.settings.monitoring)]
-        )
-        if not (run.have.mirror and chart.is_from_lab(run.settings)):
-            return pulled
-        copied = chart.ensure_chart(run.settings, run.have.mirror, versions.charts[mode.CHART])
-        return Outcome(pulled.changed or copied.changed, f"{pulled.what}, {copied.what}")
-    return nodeimages.ensure_loaded(run.settings, run.have.monitoring_images)
+    if not run.have.pin_images:
+        return nodeimages.ensure_loaded(run.settings, run.have.monitoring_images)
+    names = (*PRELOADED, *mode.images(run.settings.monitoring))
+    pulled = nodeimages.ensure_pulled(run.settings, [versions.images[name] for name in names])
+    if not (run.have.mirror and chart.is_from_lab(run.settings)):
+        return pulled
+    copied = chart.ensure_chart(run.settings, run.have.mirror, versions.charts[mode.CHART])
+    return Outcome(pulled.changed or copied.changed, f"{pulled.what}, {copied.what}")
 
 
 def push_to_git(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
@@ -278,19 +303,23 @@ def push_to_git(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
     return Outcome(any(o.changed for o in (remote, pushed, branches)), pushed.what)
 
 
-def bootstrap_flux(run: Run, in_git: Future[Outcome], image: Future[Any], loaded: Future[Outcome]) -> Outcome:
+def bootstrap_flux(
+    run: Run, in_git: Future[Outcome], image: Future[Any], loaded: Future[Outcome], made: Future[Any]
+) -> Outcome:
     """Step 6: Flux, following the Git repository that this clone is pushed to."""
     settings, kube = run.settings, run.kube
     installed = flux.ensure_flux(settings, kube, run.have.tool("flux"), run.have.versions, run.have.pin_images)
     pushed = _result(in_git)
     # Nothing may ask for an image before it is in the registry or on the nodes: a failed pull backs off for seconds.
     _result(image)
-    monitoring = _result(loaded)
+    brought = _result(loaded)
     subnet = cluster.network_subnet(settings) if settings.owns_cluster else ""
     rooted = flux.ensure_bootstrap(settings, kube, subnet, git.credentials(settings, os.environ))
+    # Why a cluster could not be made says more than that its Flux is not ready.
+    _result(made)
     if settings.owns_git:
         flux.connect_git_server(settings, kube)
-    outcomes = (installed, pushed, rooted, monitoring)
+    outcomes = (installed, pushed, rooted, brought)
     return Outcome(any(o.changed for o in outcomes), ", ".join(o.what for o in (installed, pushed, rooted)))
 
 

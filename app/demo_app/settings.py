@@ -19,7 +19,7 @@ class Settings:
     """What the environment asks for. Secrets are kept out of the printable form."""
 
     greeting: str = field(repr=False)
-    readiness_delay_s: float = 10.0
+    readiness_delay_s: float = 5.0
     fail_rate: float = 0.0
     control_token: str = field(default="", repr=False)
     environment: str = "local"

@@ -202,7 +202,7 @@ def test_probes_let_a_pod_warm_up_and_never_kill_a_slow_start(container: Object,
         {"path": "/readyz", "port": "http"},
         {"path": "/healthz", "port": "http"},
     ]
-    assert config["data"]["READINESS_DELAY_SEC"] == "10"
+    assert config["data"]["READINESS_DELAY_SEC"] == "5"
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 3 * int(config["data"]["READINESS_DELAY_SEC"])
     assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 60
 

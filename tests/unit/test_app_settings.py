@@ -13,7 +13,7 @@ TOKEN = "a-token-of-20-letters"
 def test_defaults_need_only_a_greeting() -> None:
     settings = load({"GREETING": "hello"})
     assert settings == Settings(greeting="hello")
-    assert (settings.readiness_delay_s, settings.fail_rate, settings.workers) == (10, 0, 2)
+    assert (settings.readiness_delay_s, settings.fail_rate, settings.workers) == (5, 0, 2)
     assert settings.control_token == ""
 
 
