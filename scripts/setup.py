@@ -104,6 +104,7 @@ def _run_steps(run: Run, board: console.Board) -> None:
     step(1, check_preconditions)
     step(2, get_tools_and_images)
     creating = threading.Event()
+    nobody_follows = run.settings.owns_cluster and not cluster.node_containers(run.settings)
     with ThreadPoolExecutor(8, "step") as pool:
         # 4, 5 and the push to Git need tools, registry and Git server, not the cluster. Nothing is pushed, and nothing of 6
         # starts, before 4 has passed. 6 begins once the API server answers, long before the workers have joined.
@@ -112,7 +113,8 @@ def _run_steps(run: Run, board: console.Board) -> None:
         made = pool.submit(step, 3, lambda r: make_cluster(r, network, registry, creating))
         step(4, validate_manifests)
         image = pool.submit(step, 5, lambda r: build_application(r, registry))
-        pushed = pool.submit(push_to_git, run, registry)
+        # Nothing may ask for an image before it is in the registry: a failed pull backs off for seconds.
+        pushed = pool.submit(push_to_git, run, registry if nobody_follows else image)
         reach_nodes(run, creating, made)
         told = pool.submit(tell_of_registry, run)
         loaded = pool.submit(load_images, run)
@@ -294,9 +296,9 @@ def load_images(run: Run) -> Outcome:
     return Outcome(pulled.changed or copied.changed, f"{pulled.what}, {copied.what}")
 
 
-def push_to_git(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
+def push_to_git(run: Run, after: Future[Any]) -> Outcome:
     """Push this clone's commit and the environments' branches: a first push takes seconds that the cluster needs anyway."""
-    _result(sidecars_up)
+    _result(after)
     remote = git.ensure_remote(run.settings)
     pushed = git.push_main(run.settings, run.head)
     branches = git.ensure_environment_branches(run.settings)
@@ -310,7 +312,6 @@ def bootstrap_flux(
     settings, kube = run.settings, run.kube
     installed = flux.ensure_flux(settings, kube, run.have.tool("flux"), run.have.versions, run.have.pin_images)
     pushed = _result(in_git)
-    # Nothing may ask for an image before it is in the registry or on the nodes: a failed pull backs off for seconds.
     _result(image)
     brought = _result(loaded)
     subnet = cluster.network_subnet(settings) if settings.owns_cluster else ""
