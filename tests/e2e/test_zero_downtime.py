@@ -82,9 +82,7 @@ def test_a_rollout_of_a_new_version_fails_no_request(settings, kube, clone, envi
 @pytest.mark.parametrize("environment", ["staging", "production"])
 def test_a_change_of_the_configuration_rolls_the_pods_and_fails_no_request(settings, kube, clone, environment):
     before = ready_pods(kube, environment)
-    clone.edit(
-        "flux-cd/applications/_base-app-config/configmap.yaml", "READINESS_DELAY_SEC=5", "READINESS_DELAY_SEC=4"
-    )
+    clone.edit("flux-cd/applications/_base-app-config/configmap.yaml", "READINESS_DELAY_SEC=5", "READINESS_DELAY_SEC=4")
     commit = clone.commit("Test: another configuration")
     with load.attack(settings, environment, PATH, RATE, LONGEST_S) as attack:
         promote(clone, kube, environment, commit)
