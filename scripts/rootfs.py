@@ -33,41 +33,59 @@ class RootFs:
         "/usr/share/locale/*",
         "/usr/share/info/*",
     )
-    removed: tuple[str, ...] = ()
+    # Commands run on the finished tree, which is their "$1".
+    hooks: tuple[str, ...] = ()
 
+
+# /usr is merged before the first package is unpacked: Debian's own way to merge it later brings all of Perl, 47 MB.
+MERGED = "usr-is-merged"
+MERGE_HOOKS = "/usr/share/mmdebstrap/hooks/merged-usr"
+# Packages that are only unpacked run no script, so nothing has made a bundle of the certificates. Python looks for the
+# second name.
+CA_BUNDLE = (
+    'mkdir -p "$1/etc/ssl/certs" "$1/usr/lib/ssl"',
+    'cat "$1"/usr/share/ca-certificates/mozilla/*.crt > "$1/etc/ssl/certs/ca-certificates.crt"',
+    'ln -sf /etc/ssl/certs/ca-certificates.crt "$1/usr/lib/ssl/cert.pem"',
+)
 
 # What kind's own node image holds (images/base/Dockerfile of its module), with Debian's runc.
 NODE = RootFs(
     "rootfs-node",
     "minbase",
     (
-        "systemd", "conntrack", "iptables", "nftables", "iproute2", "ethtool", "util-linux", "mount", "kmod",
+        MERGED, "systemd", "conntrack", "iptables", "nftables", "iproute2", "ethtool", "util-linux", "mount", "kmod",
         "libseccomp2", "pigz", "e2fsprogs", "bash", "ca-certificates", "curl", "jq", "procps", "runc",
     ),
 )  # fmt: skip
 # kube-proxy and kube-router call these tools.
 NET = RootFs(
-    "rootfs-net", "essential", ("iptables", "nftables", "conntrack", "ipset", "iproute2", "ca-certificates", "kmod")
+    "rootfs-net",
+    "essential",
+    (MERGED, "iptables", "nftables", "conntrack", "ipset", "iproute2", "ca-certificates", "kmod"),
 )
 # Envoy's release binary needs glibc and a CA bundle, nothing else.
-GLIBC = RootFs("rootfs-glibc", "essential", ("ca-certificates",))
+GLIBC = RootFs("rootfs-glibc", "extract", ("base-files", "netbase", "libc6", "ca-certificates"), hooks=CA_BUNDLE)
 GIT = RootFs("rootfs-git", "essential", ("git", "lighttpd", "ca-certificates"))
 # What the application runs on has no shell, as its base in registry mode has none.
 PYTHON = RootFs(
     "rootfs-python",
-    "essential",
-    ("python3-minimal", "libpython3-stdlib", "ca-certificates"),
-    removed=("/usr/bin/sh", "/usr/bin/dash", "/usr/bin/bash", "/usr/bin/rbash"),
+    "extract",
+    ("base-files", "netbase", "tzdata", "ca-certificates", "python3-minimal", "libpython3-stdlib"),
+    hooks=CA_BUNDLE,
 )
 ALL = (NODE, NET, GLIBC, GIT, PYTHON)
 
 
 def rootfs_key(recipe: RootFs, suite: str) -> str:
     """Return the key of a root file system: its recipe, not the state of the package mirror on one day."""
-    removed = [recipe.removed] if recipe.removed else []
+    hooks = [recipe.hooks] if recipe.hooks else []
     return digest_of(
-        1, recipe.name, recipe.variant, recipe.packages, recipe.dpkg_excludes, suite, platform.machine(), *removed
+        1, recipe.name, recipe.variant, recipe.packages, recipe.dpkg_excludes, suite, platform.machine(), *hooks
     )
+
+
+def _is_merged(recipe: RootFs) -> bool:
+    return recipe.variant == "extract" or MERGED in recipe.packages
 
 
 def build_rootfs(cache: Cache, recipe: RootFs, suite: str, log_dir: Path) -> tuple[Path, bool]:
@@ -86,7 +104,8 @@ def build_rootfs(cache: Cache, recipe: RootFs, suite: str, log_dir: Path) -> tup
                 f"--variant={recipe.variant}",
                 f"--include={','.join(recipe.packages)}",
                 *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.dpkg_excludes),
-                *(f'--customize-hook=rm "$1{path}"' for path in recipe.removed),
+                *([f"--hook-dir={MERGE_HOOKS}"] if _is_merged(recipe) else []),
+                *(f"--customize-hook={command}" for command in recipe.hooks),
                 suite,
                 folder / "root.tar.gz",
             ],
