@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from scripts import appimage, console, images, pins, provide, sourcebuild
+from scripts import appimage, console, images, packing, pins, provide, sourcebuild
 from scripts.cache import Cache
 from scripts.docker import docker
 from scripts.errors import LabError
@@ -115,6 +115,8 @@ def _push_built(settings: Settings, versions: Versions, overrides: Sequence[Obje
         console.note(f"pushing {name}:{tag}")
         docker("tag", local, pushed)
         docker("push", "--quiet", pushed, timeout_s=600)
+    if built:
+        packing.pack(built.folders.values())
 
 
 def _find(kube: Kube) -> Object | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import requests
 
-from scripts import console, images, mirror_pull, pins, sourcebuild
+from scripts import console, images, mirror_pull, packing, pins, sourcebuild
 from scripts.cache import Cache, lock
 from scripts.engine import apt_install, is_root
 from scripts.errors import LabError
@@ -205,6 +205,9 @@ def _provide_from_source(settings: Settings, versions: Versions, log_dir: Path) 
             kept = {images.built_name(recipe, built) for recipe in recipes if not recipe.node}
             bases = {images.ensure_base(f"rootfs-{name}", built) for name in ("node", "git")}
             images.prune_superseded({node, registry, git_server, python_base, *bases, *kept})
+        # Images have these: nothing asks for the binaries again until an image is made anew.
+        tools = {module for module, _ in TOOL_BINARIES.values()}
+        packing.pack(folder for module, folder in built.folders.items() if module not in tools)
     did = [f"{len(built.built)} things built from source"] if built.built else []
     did += ["node image built"] if node_new else []
     return (

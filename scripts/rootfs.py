@@ -33,20 +33,15 @@ class RootFs:
         "/usr/share/locale/*",
         "/usr/share/info/*",
     )
-    # Commands run on the finished tree, which is their "$1".
-    hooks: tuple[str, ...] = ()
+    # A command run on the unpacked tree, which is its "$1".
+    hook: str = ""
 
 
 # /usr is merged before the first package is unpacked: Debian's own way to merge it later brings all of Perl, 47 MB.
 MERGED = "usr-is-merged"
 MERGE_HOOKS = "/usr/share/mmdebstrap/hooks/merged-usr"
-# Packages that are only unpacked run no script, so nothing has made a bundle of the certificates. Python looks for the
-# second name.
-CA_BUNDLE = (
-    'mkdir -p "$1/etc/ssl/certs" "$1/usr/lib/ssl"',
-    'cat "$1"/usr/share/ca-certificates/mozilla/*.crt > "$1/etc/ssl/certs/ca-certificates.crt"',
-    'ln -sf /etc/ssl/certs/ca-certificates.crt "$1/usr/lib/ssl/cert.pem"',
-)
+# Packages that are only unpacked run no script, so nothing has made a bundle of the certificates.
+CA_BUNDLE = 'cat "$1"/usr/share/ca-certificates/mozilla/*.crt > "$1/etc/ssl/certs/ca-certificates.crt"'
 
 # What kind's own node image holds (images/base/Dockerfile of its module), with Debian's runc.
 NODE = RootFs(
@@ -64,23 +59,23 @@ NET = RootFs(
     (MERGED, "iptables", "nftables", "conntrack", "ipset", "iproute2", "ca-certificates", "kmod"),
 )
 # Envoy's release binary needs glibc and a CA bundle, nothing else.
-GLIBC = RootFs("rootfs-glibc", "extract", ("base-files", "netbase", "libc6", "ca-certificates"), hooks=CA_BUNDLE)
+GLIBC = RootFs("rootfs-glibc", "extract", ("base-files", "netbase", "libc6", "ca-certificates"), hook=CA_BUNDLE)
 GIT = RootFs("rootfs-git", "essential", ("git", "lighttpd", "ca-certificates"))
 # What the application runs on has no shell, as its base in registry mode has none.
 PYTHON = RootFs(
     "rootfs-python",
     "extract",
     ("base-files", "netbase", "tzdata", "ca-certificates", "python3-minimal", "libpython3-stdlib"),
-    hooks=CA_BUNDLE,
+    hook=CA_BUNDLE,
 )
 ALL = (NODE, NET, GLIBC, GIT, PYTHON)
 
 
 def rootfs_key(recipe: RootFs, suite: str) -> str:
     """Return the key of a root file system: its recipe, not the state of the package mirror on one day."""
-    hooks = [recipe.hooks] if recipe.hooks else []
+    hook = [recipe.hook] if recipe.hook else []
     return digest_of(
-        1, recipe.name, recipe.variant, recipe.packages, recipe.dpkg_excludes, suite, platform.machine(), *hooks
+        1, recipe.name, recipe.variant, recipe.packages, recipe.dpkg_excludes, suite, platform.machine(), *hook
     )
 
 
@@ -105,7 +100,7 @@ def build_rootfs(cache: Cache, recipe: RootFs, suite: str, log_dir: Path) -> tup
                 f"--include={','.join(recipe.packages)}",
                 *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.dpkg_excludes),
                 *([f"--hook-dir={MERGE_HOOKS}"] if _is_merged(recipe) else []),
-                *(f"--customize-hook={command}" for command in recipe.hooks),
+                *([f"--extract-hook={recipe.hook}"] if recipe.hook else []),
                 suite,
                 folder / "root.tar.gz",
             ],

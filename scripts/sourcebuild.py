@@ -9,14 +9,16 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from scripts import console, rootfs, webui
+from scripts import console, packing, rootfs, webui
 from scripts.cache import Cache, digest_of, lock
 from scripts.errors import LabError
 from scripts.fluxcli import build_flux_cli, flux_cli_key
@@ -59,11 +61,20 @@ class SourceSet:
     built: tuple[str, ...] = ()
 
     def binary(self, module: str, name: str) -> Path:
-        """Return the path of one binary, or of a folder of files."""
+        """Return the path of one binary, or of a folder of files; what is packed is unpacked for as long as this lives."""
         path = self.folders[module] / name
+        packed = packing.packed_name(path)
+        if not path.exists() and packed.is_file():
+            path = Path(self._scratch.name) / module / name
+            if not path.exists():
+                packing.unpack(packed, path)
         if not path.exists():
             raise LabError(f"{module} was built without {name}.", "remove that cache entry with `make clean CACHE=1`")
         return path
+
+    @cached_property
+    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+        return packing.scratch(next(iter(self.folders.values())).parents[1] / "unpacked")
 
 
 def expected_entries(versions: Versions, monitoring: bool = True) -> dict[str, str]:
