@@ -1,6 +1,10 @@
 import dataclasses
+import http.server
 import json
-from collections.abc import Callable
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +13,7 @@ import pytest
 import yaml
 
 from scripts import cluster
+from scripts.certificates import ServerCertificate, ensure_certificate
 from scripts.cluster import ensure_cluster, ensure_network, render_config
 from scripts.errors import LabError, NotReadyError, PreflightError
 from scripts.kube import Kube, condition, is_ready
@@ -263,6 +268,84 @@ def test_stopped_nodes_are_started_before_their_cluster_is_judged(lab: Lab, sett
         lab.has("container", node, State={"Status": "exited"}, NetworkSettings={"Networks": {"gitops-lab": {}}})
     assert ensure_cluster(settings, lab.kind, "node:1", False).changed is False
     assert sorted(c[2] for c in lab.programs.calls("docker") if c[1] == "start") == NODES
+
+
+@pytest.mark.parametrize(("there", "before"), [(False, ["create cluster"]), (True, [])], ids=["new", "whole"])
+def test_who_waits_for_a_new_cluster_hears_before_it_is_made_and_only_then(
+    lab: Lab, settings: Settings, there: bool, before: list[str]
+) -> None:
+    heard: list[list[str]] = []
+    if there:
+        lab.has("network", "gitops-lab", Labels=OURS)
+        lab.has_cluster(wanted(settings))
+    ensure_cluster(settings, lab.kind, "node:1", False, lambda: heard.append(lab.kind_calls()))
+    assert (heard, lab.kind_calls()) == (([[]], before) if before else ([], []))
+
+
+def test_a_remnant_is_gone_before_a_new_cluster_is_announced(lab: Lab, settings: Settings) -> None:
+    heard: list[list[str]] = []
+    lab.has("network", "gitops-lab", Labels=OURS)
+    lab.has_cluster(None)
+    ensure_cluster(settings, lab.kind, "node:1", False, lambda: heard.append(lab.kind_calls()))
+    assert heard == [["delete cluster"]]
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> ServerCertificate:
+    """A certificate that nobody knows; made before the search path is the fake programs' alone."""
+    return ensure_certificate(tmp_path / "tls", ["127.0.0.1"])
+
+
+@pytest.fixture
+def api_server(certificate: ServerCertificate) -> Iterator[http.server.HTTPServer]:
+    """An HTTPS server, which answers with its `status`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, dict(self.headers)))
+            self.send_response(server.status)  # type: ignore[attr-defined]
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    asked: list[tuple[str, dict[str, str]]] = []
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.certificate, certificate.key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.status, server.asked = 200, asked  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def has_port(lab: Lab, port: int) -> None:
+    bindings = {"6443/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port)}]}
+    lab.has("container", NODES[0], HostConfig={"PortBindings": bindings})
+
+
+@pytest.mark.parametrize(("status", "answers"), [(200, True), (500, False), (403, False)])
+def test_an_api_server_answers_once_it_is_ready(
+    api_server: Any, lab: Lab, settings: Settings, status: int, answers: bool
+) -> None:
+    api_server.status = status
+    has_port(lab, api_server.server_port)
+    assert cluster.api_answers(settings) is answers
+    ((path, headers),) = api_server.asked
+    assert path == "/readyz"
+    assert "Authorization" not in headers, "who answers is not verified, so nothing is sent"
+
+
+def test_an_api_server_that_is_not_there_does_not_answer(lab: Lab, settings: Settings) -> None:
+    assert cluster.api_answers(settings) is False, "there is no control plane yet"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        has_port(lab, taken.getsockname()[1])
+        assert cluster.api_answers(settings) is False
 
 
 # ---------------------------------------------------------------- the registry's address on the nodes
