@@ -28,7 +28,7 @@ from scripts.errors import LabError
 from scripts.gobuild import module_key
 from scripts.mirror_options import MirrorOptions
 from scripts.process import Background, background
-from scripts.settings import Settings
+from scripts.settings import MIRROR_SERVER, Settings
 from scripts.transfer import direct_session
 from scripts.versions import Versions
 from scripts.waiting import wait_for
@@ -124,8 +124,8 @@ def registries(
 ) -> list[Program]:
     """Return the registry on each address: the source-built program, or the pinned image where there is none."""
     env = {"OTEL_TRACES_EXPORTER": "none"}
-    module = versions.modules["registry"]
-    entry = Cache(settings.cache_dir).find("registry", module_key("registry", module, versions.go.version))
+    name = MIRROR_SERVER
+    entry = Cache(settings.cache_dir).find(name, module_key(name, versions.modules[name], versions.go.version))
     image = "" if entry else _registry_image(settings, versions)
     programs = []
     for number, address in enumerate(addresses):

@@ -24,7 +24,7 @@ from scripts.hostfacts import current_platform
 from scripts.mirrors import ImageMirror
 from scripts.nodeimage import ensure_node_image
 from scripts.outcome import Outcome
-from scripts.settings import CHECK_TOOLS, DRY_RUN_TOOLS, HELM, ImageSource, Monitoring, Settings
+from scripts.settings import CHECK_TOOLS, DRY_RUN_TOOLS, HELM, MIRROR_SERVER, ImageSource, Monitoring, Settings
 from scripts.toolchain import ensure_go
 from scripts.versions import Versions
 
@@ -205,9 +205,7 @@ def _provide_from_source(settings: Settings, versions: Versions, log_dir: Path) 
             kept = {images.built_name(recipe, built) for recipe in recipes if not recipe.node}
             bases = {images.ensure_base(f"rootfs-{name}", built) for name in ("node", "git")}
             images.prune_superseded({node, registry, git_server, python_base, *bases, *kept})
-        # Images have these: nothing asks for the binaries again until an image is made anew.
-        tools = {module for module, _ in TOOL_BINARIES.values()}
-        packing.pack(folder for module, folder in built.folders.items() if module not in tools)
+        packing.pack(only_in_images(built.folders))
     did = [f"{len(built.built)} things built from source"] if built.built else []
     did += ["node image built"] if node_new else []
     return (
@@ -216,6 +214,12 @@ def _provide_from_source(settings: Settings, versions: Versions, log_dir: Path) 
         ),
         Outcome(bool(did or registry_new), ", ".join(did) or "tools and images are in the cache"),
     )
+
+
+def only_in_images(folders: Mapping[str, Path]) -> list[Path]:
+    """Return the entries whose binaries nothing starts from the cache: they are asked for when an image is made anew."""
+    started = {module for module, _ in TOOL_BINARIES.values()} | {MIRROR_SERVER}
+    return [folder for module, folder in folders.items() if module not in started]
 
 
 def ensure_source_programs() -> None:

@@ -58,6 +58,8 @@ CHECK_TOOLS = ("kustomize", "kubeconform", "flux")
 DRY_RUN_TOOLS = ("kube-apiserver", "etcd")
 # Renders HelmReleases: taken where it is there. `make helm` brings it, nothing else does.
 HELM = "helm"
+# The module whose program `make mirror-serve` starts, without an engine.
+MIRROR_SERVER = "registry"
 
 INOTIFY_WATCHES = 524288
 INOTIFY_INSTANCES = 512

@@ -116,3 +116,12 @@ def test_in_registry_mode_helm_is_kept_at_its_version_once_it_was_brought(
     (chosen.tools_dir / "helm").write_text("helm")
     provide.ensure_check_tools(chosen, versions.load(), tmp_path / "logs")
     assert "helm" in asked
+
+
+def test_what_is_started_from_the_cache_is_not_packed_there(tmp_path: Path) -> None:
+    """Tools are linked to, and mirror-serve starts the registry; anything else is in images alone."""
+    folders = {name: tmp_path / name for name in sourcebuild.expected_entries(versions.load())}
+    packed = {folder.name for folder in provide.only_in_images(folders)}
+    started = {"kind", "kubernetes", "kustomize", "kubeconform", "flux-cli", "vegeta", "etcd", "promtool", "registry"}
+    assert not packed & started
+    assert {"flux", "containerd", "cni", "envoy", "prometheus"} <= packed
