@@ -283,18 +283,18 @@ def put_files(settings: Settings, files: Mapping[str, str]) -> None:
         list(pool.map(put, node_containers(settings)))
 
 
-def preload(settings: Settings, images: Sequence[Image]) -> None:
-    """Put images into every node by digest, under the tag that manifests name: what is there is not pulled by tag."""
+def preload(wanted: Mapping[str, Sequence[Image]]) -> None:
+    """Put images into nodes by digest, under the tag that manifests name: what is there is not pulled by tag."""
 
     def pull(node: str) -> None:
-        for image in images:
+        for image in wanted[node]:
             console.note(f"{node}: {image.tagged}")
             by_digest = f"{image.image}@{image.digest}" if image.digest else image.tagged
             docker("exec", node, "crictl", "pull", by_digest, timeout_s=600)
             docker("exec", node, "ctr", "--namespace", "k8s.io", "images", "tag", "--force", by_digest, image.tagged)
 
     with ThreadPoolExecutor(3, "preload") as pool:
-        list(pool.map(pull, node_containers(settings)))
+        list(pool.map(pull, wanted))
 
 
 def label_workers(kube: Kube) -> None:

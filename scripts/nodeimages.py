@@ -18,13 +18,11 @@ from scripts.versions import Image
 _ARCHIVE = "/gitops-lab-images.tar"
 
 
-def ensure_pulled(settings: Settings, images: Sequence[Image]) -> Outcome:
-    """Make every node have the images under the tags that manifests name, pulled by digest; looks first."""
-    held = _held(settings)
-    missing = [image for image in images if any(image.tagged not in ids for ids in held.values())]
-    if missing:
-        preload(settings, missing)
-    return _outcome(len(missing), len(images))
+def ensure_pulled(nodes: Sequence[str], images: Sequence[Image]) -> Outcome:
+    """Make nodes have the images under the tags that manifests name, pulled by digest; looks first."""
+    missing = {node: [i for i in images if i.tagged not in ids] for node, ids in _held(nodes).items()}
+    preload({node: lacking for node, lacking in missing.items() if lacking})
+    return _outcome(len({image.tagged for lacking in missing.values() for image in lacking}), len(images))
 
 
 def ensure_loaded(settings: Settings, images: Mapping[str, str]) -> Outcome:
@@ -37,7 +35,7 @@ def ensure_loaded(settings: Settings, images: Mapping[str, str]) -> Outcome:
     if not images:
         return Outcome(False, "no images to load")
     wanted = dict(zip(images, _ids(list(images.values())), strict=True))
-    held = _held(settings)
+    held = _held(node_containers(settings))
     missing = [tag for tag, image in wanted.items() if any(ids.get(tag) != image for ids in held.values())]
     if missing:
         nodes = [node for node, ids in held.items() if any(ids.get(tag) != wanted[tag] for tag in missing)]
@@ -56,14 +54,13 @@ def _ids(names: Sequence[str]) -> list[str]:
     return docker("image", "inspect", "--format", "{{.Id}}", *names).stdout.split() if names else []
 
 
-def _held(settings: Settings) -> dict[str, dict[str, str]]:
+def _held(nodes: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return for each node the ids of its images by tag."""
 
     def look(node: str) -> dict[str, str]:
         found = json.loads(docker("exec", node, "crictl", "images", "--output", "json").stdout)["images"]
         return {tag: image["id"] for image in found for tag in image.get("repoTags") or []}
 
-    nodes = node_containers(settings)
     with ThreadPoolExecutor(3, "images") as pool:
         return dict(zip(nodes, pool.map(look, nodes), strict=True))
 

@@ -38,7 +38,7 @@ from scripts.outcome import Outcome
 from scripts.reasons import explain_now as explain
 from scripts.settings import APP_NAME, Edge, ImageSource, Monitoring, Settings, environments
 from scripts.sourcebuild import is_warm
-from scripts.versions import Versions
+from scripts.versions import Image, Versions
 from scripts.waiting import wait_for
 
 STEPS = (
@@ -118,8 +118,9 @@ def _run_steps(run: Run, board: console.Board) -> None:
         reach_nodes(run, creating, made)
         told = pool.submit(tell_of_registry, run)
         loaded = pool.submit(load_images, run)
+        spread = pool.submit(spread_images, run, loaded)
         flux_done = pool.submit(step, 6, lambda r: bootstrap_flux(r, pushed, image, loaded, made))
-        for done in (made, image, told, flux_done):
+        for done in (made, image, told, flux_done, spread):
             _result(done)
     step(7, wait_and_verify)
 
@@ -282,18 +283,31 @@ def build_application(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
 
 
 def load_images(run: Run) -> Outcome:
-    """Bring the images (and the chart) that Git names and the nodes do not have: beside Flux, which asks for them later."""
+    """Bring the images (and the chart) that Git names and nodes do not have, before anything asks for them."""
     if not run.settings.owns_cluster:
         return Outcome(False, "images as named")
-    versions = run.have.versions
     if not run.have.pin_images:
         return nodeimages.ensure_loaded(run.settings, run.have.monitoring_images)
-    names = (*PRELOADED, *mode.images(run.settings.monitoring))
-    pulled = nodeimages.ensure_pulled(run.settings, [versions.images[name] for name in names])
+    # The platform's pods prefer the control plane.
+    pulled = nodeimages.ensure_pulled([run.settings.control_plane], _pinned_images(run))
     if not (run.have.mirror and chart.is_from_lab(run.settings)):
         return pulled
-    copied = chart.ensure_chart(run.settings, run.have.mirror, versions.charts[mode.CHART])
+    copied = chart.ensure_chart(run.settings, run.have.mirror, run.have.versions.charts[mode.CHART])
     return Outcome(pulled.changed or copied.changed, f"{pulled.what}, {copied.what}")
+
+
+def spread_images(run: Run, loaded: Future[Outcome]) -> None:
+    """Bring the same images to the workers: should a pod come to one, it is not pulled by a tag that has moved on."""
+    _result(loaded)
+    if run.settings.owns_cluster and run.have.pin_images:
+        workers = [node for node in cluster.node_containers(run.settings) if node != run.settings.control_plane]
+        nodeimages.ensure_pulled(workers, _pinned_images(run))
+
+
+def _pinned_images(run: Run) -> list[Image]:
+    """Return what manifests in Git name by tag; first what runs on every node."""
+    names = (*mode.images(run.settings.monitoring), *PRELOADED)
+    return [run.have.versions.images[name] for name in sorted(names, key=lambda name: name not in mode.ON_EVERY_NODE)]
 
 
 def push_to_git(run: Run, after: Future[Any]) -> Outcome:

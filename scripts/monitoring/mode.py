@@ -16,6 +16,7 @@ IMAGES = (
     "node-exporter",
     "kube-state-metrics",
 )
+ON_EVERY_NODE = ("node-exporter",)
 # And what MONITORING=full has besides.
 FULL_IMAGES = ("grafana", "k8s-sidecar")
 CHART = "kube-prometheus-stack"

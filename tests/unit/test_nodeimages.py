@@ -88,7 +88,7 @@ def test_in_registry_mode_what_a_node_lacks_is_pulled_by_digest(
 ) -> None:
     for node in ("one", "two"):
         nodes[node] = {IMAGES[1].tagged: "sha256:222"}
-    assert nodeimages.ensure_pulled(SETTINGS, IMAGES).changed
+    assert nodeimages.ensure_pulled(["one", "two"], IMAGES).changed
     pulls = sorted((c[2], c[5]) for c in programs.calls("docker") if c[3:5] == ["crictl", "pull"])
     image = IMAGES[0]
     assert pulls == [(node, f"{image.image}@{image.digest}") for node in ("one", "two")]
@@ -97,5 +97,15 @@ def test_in_registry_mode_what_a_node_lacks_is_pulled_by_digest(
 def test_in_registry_mode_what_is_there_asks_no_registry(nodes: dict[str, dict[str, str]], programs: Programs) -> None:
     for node in ("one", "two"):
         nodes[node] = {image.tagged: "sha256:1" for image in IMAGES}
-    assert not nodeimages.ensure_pulled(SETTINGS, [replace(i) for i in IMAGES]).changed
+    assert not nodeimages.ensure_pulled(["one", "two"], [replace(i) for i in IMAGES]).changed
     assert not [c for c in programs.calls("docker") if "pull" in c]
+
+
+def test_in_registry_mode_each_node_is_given_what_it_lacks_itself(
+    nodes: dict[str, dict[str, str]], programs: Programs
+) -> None:
+    nodes["one"] = {image.tagged: "sha256:1" for image in IMAGES}
+    assert nodeimages.ensure_pulled(["one"], IMAGES).changed is False
+    assert nodeimages.ensure_pulled(["one", "two"], IMAGES).changed
+    pulls = [(c[2], c[5]) for c in programs.calls("docker") if c[3:5] == ["crictl", "pull"]]
+    assert pulls == [("two", f"{image.image}@{image.digest}") for image in IMAGES]
