@@ -234,12 +234,15 @@ def reach_nodes(run: Run, creating: threading.Event, made: Future[Any]) -> None:
         early = creating.is_set() and cluster.api_answers(settings)
         return [] if early or made.done() else ["the API server does not answer yet"]
 
-    wait_for("the cluster's API server answers", pending, timeout_s=cluster.CREATE_TIMEOUT_S + READY_TIMEOUT_S)
+    # Each look asks the engine, which is busy making nodes.
+    limit_s = cluster.CREATE_TIMEOUT_S + READY_TIMEOUT_S
+    wait_for("the cluster's API server answers", pending, timeout_s=limit_s, interval_s=0.5)
     if made.done():
         _result(made)
     if not settings.owns_cluster:
         return
-    cluster.ensure_context(settings, run.have.tool("kind"))
+    if creating.is_set():
+        cluster.ensure_context(settings, run.have.tool("kind"))
     cluster.wire_registry(settings)
     if run.have.mirror:
         names = mirrors.upstreams(run.have.versions)
