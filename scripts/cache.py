@@ -98,7 +98,7 @@ class Cache:
                 folder.chmod(0o755)
                 for path in folder.rglob("*"):
                     if path.is_file() and not path.is_symlink():
-                        _sync(path)
+                        sync(path)
                 folder.rename(self.path(name, key))
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -122,7 +122,8 @@ class Cache:
             shutil.rmtree(doomed)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's content is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

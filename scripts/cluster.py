@@ -21,6 +21,7 @@ from scripts.kube import Kube
 from scripts.outcome import Outcome
 from scripts.process import run
 from scripts.settings import (
+    CONTROL_PLANE_LABEL,
     KIND_CLUSTER_LABEL,
     KIND_DIR,
     OWNER_LABEL,
@@ -314,7 +315,7 @@ def without_workers(kube: Kube) -> tuple[str, ...]:
 
 
 def _is_control_plane(node: Any) -> bool:
-    return "node-role.kubernetes.io/control-plane" in (node.metadata.labels or {})
+    return CONTROL_PLANE_LABEL in (node.metadata.labels or {})
 
 
 def not_ready_nodes(kube: Kube, expected: int) -> list[str]:

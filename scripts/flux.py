@@ -20,6 +20,7 @@ from scripts.outcome import Outcome
 from scripts.process import run
 from scripts.settings import (
     APP_NAME,
+    CONTROL_PLANE_LABEL,
     FLUX_CD,
     FLUX_NAMESPACE,
     RECEIVER_NAME,
@@ -70,8 +71,6 @@ _ARGS: Mapping[str, Mapping[str, str]] = {
 # A build throws away most of what it takes, Kubernetes' whole schema each time: collected less often, a push costs less.
 _ENVIRONMENT: Mapping[str, Mapping[str, str]] = {"kustomize-controller": {"GOGC": "200"}}
 _REQUESTS = {"cpu": "20m", "memory": "48Mi"}
-# Where Flux runs in the lab's own cluster: it starts while the workers still join, no drain or load of theirs reaches it.
-_CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
 
 
 def install_manifests(flux: Path, versions: Versions, pin_images: bool, on_control_plane: bool) -> list[Object]:
@@ -85,9 +84,10 @@ def install_manifests(flux: Path, versions: Versions, pin_images: bool, on_contr
         if thing["kind"] == "Deployment":
             _tune(thing, versions, pin_images)
             if on_control_plane:
+                # It starts while the workers still join, and no drain or load of theirs reaches it.
                 pod = thing["spec"]["template"]["spec"]
-                pod["nodeSelector"] = {**pod.get("nodeSelector", {}), _CONTROL_PLANE: ""}
-                taint = {"key": _CONTROL_PLANE, "operator": "Exists", "effect": "NoSchedule"}
+                pod["nodeSelector"] = {**pod.get("nodeSelector", {}), CONTROL_PLANE_LABEL: ""}
+                taint = {"key": CONTROL_PLANE_LABEL, "operator": "Exists", "effect": "NoSchedule"}
                 pod["tolerations"] = [*pod.get("tolerations", []), taint]
     return objects
 

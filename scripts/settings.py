@@ -32,6 +32,8 @@ APP_PORT = 8000
 FLUX_NAMESPACE = "flux-system"
 # What the application asks of its nodes.
 WORKER_LABEL = "node-role.kubernetes.io/worker"
+# kubeadm's, as a label and as a taint.
+CONTROL_PLANE_LABEL = "node-role.kubernetes.io/control-plane"
 EDGE_NAMESPACE = "edge"
 MONITORING_NAMESPACE = "monitoring"
 KEDA_NAMESPACE = "keda"

@@ -74,6 +74,15 @@ def test_a_binary_survives_a_packing_that_fails(entry: Path, monkeypatch: pytest
     assert {path.name for path in entry.iterdir()} == {"source-controller", "small", "static"}
 
 
+def test_what_a_killed_packing_left_is_taken_for_nothing(entry: Path) -> None:
+    (entry / ".source-controller.gz").write_bytes(b"half")
+    source = SourceSet(folders={"flux": entry})
+    assert source.binary("flux", "source-controller") == entry / "source-controller"
+    packing.pack([entry])
+    assert {path.name for path in entry.iterdir()} == {"source-controller.gz", "small", "static"}
+    assert source.binary("flux", "source-controller").read_bytes() == CONTENT
+
+
 def test_what_a_killed_process_unpacked_goes_and_what_a_living_one_has_stays(entry: Path) -> None:
     done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     root = entry.parents[1] / "unpacked"

@@ -28,7 +28,7 @@ OTHERS = {"flux-cli", "module-files", "envoy", "alertmanager", "prometheus-ui"}
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     # Waiting for a disk proves nothing here.
-    monkeypatch.setattr(cache_module, "_sync", lambda path: None)
+    monkeypatch.setattr(cache_module, "sync", lambda path: None)
     return Cache(tmp_path / "cache")
 
 

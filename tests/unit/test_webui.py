@@ -21,7 +21,7 @@ PINS = versions.load()
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
-    monkeypatch.setattr(cache_module, "_sync", lambda path: None)
+    monkeypatch.setattr(cache_module, "sync", lambda path: None)
     return Cache(tmp_path / "cache")
 
 
