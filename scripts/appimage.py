@@ -108,7 +108,8 @@ def build_image(
         context = Path(folder)
         shutil.copytree(APP_DIR / "demo_app", context / "demo_app", ignore=shutil.ignore_patterns(*_IGNORED))
         shutil.copytree(packages, context / "site-packages")
-        shutil.copy2(APP_DIR / "Dockerfile", context / "Dockerfile")
+        for file in ("Dockerfile", "precompile.py"):
+            shutil.copy2(APP_DIR / file, context / file)
         console.note(f"building {APP_NAME}:{tag}")
         # Under a name of its own it keeps the layers of the dependencies for the next build.
         raw = layers_of(settings)

@@ -60,3 +60,20 @@ def test_the_image_runs_as_nobody_in_particular_and_has_no_shell(rebuild, name):
     for shell in ("/bin/sh", "/bin/bash", "/bin/busybox"):
         done = docker.docker("run", "--rm", "--network", "none", "--entrypoint", shell, name, "-c", "true", check=False)
         assert done.exit_code == 127, done.stderr
+
+
+def test_no_start_of_the_application_compiles_a_module(rebuild, name):
+    rebuild("a-revision")
+    program = """
+import os, sys
+from importlib.util import cache_from_source
+import gunicorn.app.wsgiapp, gunicorn.workers.gthread, demo_app.factory, demo_app.gunicorn_conf, http.server
+"".encode("idna")
+loaded = [m for m in list(sys.modules.values()) if (getattr(m, "__file__", None) or "").endswith(".py")]
+print(len(loaded), [m.__file__ for m in loaded if not os.path.exists(cache_from_source(m.__file__))])
+"""
+    given = ("--env", "GREETING=hello", "--entrypoint", "/usr/bin/python3")
+    done = docker.docker("run", "--rm", "--network", "none", *given, name, "-c", program)
+    count, _, uncompiled = done.stdout.strip().partition(" ")
+    assert int(count) > 100
+    assert uncompiled == "[]"
