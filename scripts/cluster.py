@@ -167,10 +167,14 @@ def _environment(settings: Settings) -> dict[str, str]:
     return {"KIND_EXPERIMENTAL_PROVIDER": "docker", "KIND_EXPERIMENTAL_DOCKER_NETWORK": settings.network}
 
 
-def api_answers(settings: Settings) -> bool:
-    """Whether the control plane's API server says that it is ready, whoever asks: before there is a kubeconfig for it."""
-    found = inspect("container", settings.control_plane) or {}
-    port = _api_port(found)
+def api_port(settings: Settings) -> str:
+    """Return the port on 127.0.0.1 at which the cluster's API server is reached, or "" as long as it has none."""
+    bindings = (inspect("container", settings.control_plane) or {}).get("HostConfig", {}).get("PortBindings", {})
+    return str((bindings.get("6443/tcp") or [{}])[0].get("HostPort", ""))
+
+
+def api_answers(port: str) -> bool:
+    """Whether an API server on 127.0.0.1 says that it is ready, whoever asks: before there is a kubeconfig for it."""
     if not port:
         return False
     # The certificate is not verified: nothing but this one word is asked for, and nothing sent.
@@ -211,15 +215,8 @@ def context_server(context: str) -> str:
 
 
 def _context_is_current(settings: Settings) -> bool:
-    server = context_server(settings.context)
-    port = _api_port(inspect("container", settings.control_plane) or {})
+    server, port = context_server(settings.context), api_port(settings)
     return bool(port) and server.endswith(f":{port}") and Kube(settings.context).is_up()
-
-
-def _api_port(control_plane: dict[str, Any]) -> str:
-    """Return the port on 127.0.0.1 at which an API server is reached, or "" as long as it has none."""
-    bindings = control_plane.get("HostConfig", {}).get("PortBindings", {}).get("6443/tcp") or [{}]
-    return str(bindings[0].get("HostPort", ""))
 
 
 def export_kubeconfig(settings: Settings, kind: Path) -> None:

@@ -12,9 +12,9 @@ import yaml
 
 from scripts import console
 from scripts.appimage import IMAGE_IN_CLUSTER
-from scripts.cache import digest_of
+from scripts.cache import Cache, digest_of
 from scripts.fluxcli import CONTROLLERS
-from scripts.kube import Kube, Object, condition, is_ready
+from scripts.kube import FLUX_KINDS, Kube, Object, condition, is_ready
 from scripts.monitoring import chart, full
 from scripts.outcome import Outcome
 from scripts.process import run
@@ -73,13 +73,11 @@ _ENVIRONMENT: Mapping[str, Mapping[str, str]] = {"kustomize-controller": {"GOGC"
 _REQUESTS = {"cpu": "20m", "memory": "48Mi"}
 
 
-def install_manifests(flux: Path, versions: Versions, pin_images: bool, on_control_plane: bool) -> list[Object]:
+def install_manifests(
+    cache: Cache, flux: Path, versions: Versions, pin_images: bool, on_control_plane: bool
+) -> list[Object]:
     """Return Flux's install manifests (from `flux install --export`), tuned, with images by digest if asked for."""
-    done = run(
-        [flux, "install", "--export", f"--components={','.join(CONTROLLERS)}", f"--version=v{versions.flux}"],
-        timeout_s=60,
-    )
-    objects = [o for o in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if o]
+    objects = _exported(cache, flux, versions)
     for thing in objects:
         if thing["kind"] == "Deployment":
             _tune(thing, versions, pin_images)
@@ -90,6 +88,21 @@ def install_manifests(flux: Path, versions: Versions, pin_images: bool, on_contr
                 taint = {"key": CONTROL_PLANE_LABEL, "operator": "Exists", "effect": "NoSchedule"}
                 pod["tolerations"] = [*pod.get("tolerations", []), taint]
     return objects
+
+
+def _exported(cache: Cache, flux: Path, versions: Versions) -> list[Object]:
+    """Return what `flux install --export` says. A program says the same each time, and takes a second of CPU for it."""
+    program = flux.stat()
+    args = ["install", "--export", f"--components={','.join(CONTROLLERS)}", f"--version=v{versions.flux}"]
+
+    def build(folder: Path) -> None:
+        done = run([flux, *args], timeout_s=60)
+        objects = [o for o in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if o]
+        (folder / "objects.json").write_text(json.dumps(objects))
+
+    entry, _ = cache.ensure("flux-install", digest_of(args, program.st_size, program.st_mtime_ns), build)
+    exported: list[Object] = json.loads((entry / "objects.json").read_text())
+    return exported
 
 
 def _tune(deployment: Object, versions: Versions, pin_images: bool) -> None:
@@ -245,14 +258,12 @@ def _applications_patch(inner: Sequence[Object], edge: Edge) -> Object:
 
 def ensure_flux(settings: Settings, kube: Kube, flux: Path, versions: Versions, pin_images: bool) -> Outcome:
     """Install or update the controllers; unchanged ones are left alone."""
-    objects = install_manifests(flux, versions, pin_images, settings.owns_cluster)
+    objects = install_manifests(Cache(settings.cache_dir), flux, versions, pin_images, settings.owns_cluster)
     wanted = digest_of(objects)
     if _applied(kube).get("flux") == wanted:
         return Outcome(False, f"Flux {versions.flux} is installed")
     console.note("installing Flux")
-    definitions = [o for o in objects if o["kind"] in ("Namespace", "CustomResourceDefinition")]
-    kube.apply(definitions)
-    kube.apply([o for o in objects if o not in definitions])
+    kube.apply(objects)
     wait_for_definitions(kube)
     _remember(kube, {"flux": wanted})
     return Outcome(True, f"Flux {versions.flux} installed")
@@ -262,15 +273,12 @@ def wait_for_definitions(kube: Kube, timeout_s: float = 60) -> None:
     """Wait until the API server serves Flux's kinds."""
 
     def pending() -> list[str]:
-        names = ["gitrepositories.source", "kustomizations.kustomize", "receivers.notification"]
-        done = kube.kubectl("get", "crd", *(f"{n}.toolkit.fluxcd.io" for n in names), "-o", "json", check=False)
-        if done.exit_code != 0:
-            return ["Flux's definitions are not there yet"]
-        items = json.loads(done.stdout)["items"]
+        names = [f"{plural}.{group}" for group, _, plural in FLUX_KINDS.values()]
+        found = [kube.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}") for name in names]
         return [
-            f"{i['metadata']['name']} is not established"
-            for i in items
-            if condition(i, "Established").get("status") != "True"
+            f"{thing['metadata']['name']} is not established"
+            for thing in found
+            if condition(thing, "Established").get("status") != "True"
         ]
 
     wait_for("the API server serves Flux's kinds", pending, timeout_s=timeout_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from scripts import console
 from scripts.flux import MONITORING_SYNCS, ROOT_NAME
 from scripts.git import differs as git_differs
 from scripts.git import ensure_known, remote_branches
-from scripts.kube import Kube, condition, is_ready
+from scripts.health import healthy_already, revision_in_check
+from scripts.kube import Kube, Object, condition, is_ready
 from scripts.monitoring import mode
 from scripts.settings import FLUX_NAMESPACE, Edge, Monitoring, Settings, environments, source_name
 from scripts.sources import source_scopes
@@ -32,7 +33,12 @@ class Expected:
 
 def pending_kustomizations(kube: Kube, expected: Mapping[str, Expected]) -> list[str]:
     """Return which of the expected Kustomizations are not Ready at what is expected of them, one line each."""
-    found = {k["metadata"]["name"]: k for k in kube.list_custom("Kustomization", FLUX_NAMESPACE)}
+    return pending_among(kube.list_custom("Kustomization", FLUX_NAMESPACE), expected)
+
+
+def pending_among(kustomizations: Iterable[Object], expected: Mapping[str, Expected]) -> list[str]:
+    """Return the same of Kustomizations at hand."""
+    found = {k["metadata"]["name"]: k for k in kustomizations}
     lines = []
     for name, wanted in expected.items():
         thing = found.get(name)
@@ -100,19 +106,23 @@ def request_reconcile(
 
 
 def wait_until_ready(
-    settings: Settings, kube: Kube, timeout_s: float, explain: Callable[[], str], interval_s: float = 0.2
+    settings: Settings, kube: Kube, timeout_s: float, explain: Callable[[], str], interval_s: float = 0.4
 ) -> int:
     """Wait until every Kustomization is Ready at its branch's commit and return how many there are.
 
     A source that is behind although nobody is working on it was not told of a push (the hook could not reach the
-    Receiver): it is asked to look, rather than waited for until its interval of ten minutes.
+    Receiver): it is asked to look, rather than waited for until its interval of ten minutes. So is a Kustomization whose
+    health check has not seen yet that all is healthy.
     """
     expected = expected_kustomizations(settings, remote_branches(settings))
     behind: dict[str, float] = {}
+    hurried: set[tuple[str, str]] = set()
 
     def pending() -> list[str]:
         nonlocal behind
-        lines = pending_kustomizations(kube, expected)
+        kustomizations = kube.list_custom("Kustomization", FLUX_NAMESPACE)
+        lines = pending_among(kustomizations, expected)
+        _hurry(kube, [k for k in kustomizations if k["metadata"]["name"] in expected], hurried)
         now = time.monotonic()
         # Only what stays behind: a Kustomization is Ready a moment before it says at which commit, and asking then
         # would have everything applied once more.
@@ -133,6 +143,19 @@ def wait_until_ready(
         explain=explain,
     )
     return len(expected)
+
+
+def _hurry(kube: Kube, kustomizations: Sequence[Object], hurried: set[tuple[str, str]]) -> None:
+    """Ask those to look whose health check waits for what is there already, once for each revision."""
+    waiting = [k for k in kustomizations if revision_in_check(k) and _attempt(k) not in hurried]
+    healthy = healthy_already(kube, waiting)
+    if healthy:
+        request_reconcile(kube, f"healthy-{time.monotonic_ns()}", (), [k["metadata"]["name"] for k in healthy])
+        hurried.update(map(_attempt, healthy))
+
+
+def _attempt(kustomization: Object) -> tuple[str, str]:
+    return kustomization["metadata"]["name"], revision_in_check(kustomization)
 
 
 def settle_sources(kube: Kube, branches: Mapping[str, str], timeout_s: float = 60) -> None:

@@ -1,7 +1,8 @@
 """The one wrapper of the Kubernetes API: every call carries an explicit context.
 
-Reads go through the `kubernetes` client; whole sets of objects are applied by `kubectl apply --server-side`,
-which knows the order of kinds.
+Through the `kubernetes` client, objects as plain data. So are whole sets of objects applied, server-side: `kubectl apply`
+does the same in a process of its own, which each time asks for the API's whole schema. After definitions came that costs
+the API server a second of CPU time.
 """
 
 from __future__ import annotations
@@ -9,15 +10,24 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
+from scripts import console, discovery
 from scripts.errors import LabError
 from scripts.process import Completed, run
+from scripts.waiting import wait_for
 
 FIELD_MANAGER = "gitops-lab"
 REQUEST_TIMEOUT_S = 10
+# A definition with a large schema takes a busy API server seconds.
+APPLY_TIMEOUT_S = 60
+# A kind whose definition was just established is in the API's list of kinds a moment later.
+KIND_TIMEOUT_S = 15
+APPLIED_AT_ONCE = 4
 BUSY_S = 30.0
 T = TypeVar("T")
 
@@ -84,7 +94,9 @@ class Kube:
 
         return client.CustomObjectsApi(self._api)
 
-    def call(self, method: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    def call(
+        self, method: Callable[..., T], *args: Any, request_timeout_s: float = REQUEST_TIMEOUT_S, **kwargs: Any
+    ) -> T:
         """Call an API method with a time limit; an unreachable server becomes one clear line."""
         import urllib3
         from kubernetes.client import ApiException
@@ -93,7 +105,7 @@ class Kube:
         try:
             while True:
                 try:
-                    return method(*args, _request_timeout=REQUEST_TIMEOUT_S, **kwargs)
+                    return method(*args, _request_timeout=request_timeout_s, **kwargs)
                 except ApiException as error:
                     # "Try again": an API server that has just started answers so until its caches are filled.
                     if error.status != 429 or time.monotonic() >= deadline:
@@ -115,7 +127,7 @@ class Kube:
             return False
         return True
 
-    def get_text(self, path: str, **query: str | int | bool) -> str:
+    def get_text(self, path: str, accept: str = "*/*", **query: str | int | bool) -> str:
         """Return what the API server answers to GET, as it is: logs, and JSON past the typed models.
 
         Raises UnreachableError for a server that doesn't answer, isn't ready or refuses the credentials, ApiException
@@ -128,7 +140,7 @@ class Kube:
                 "GET",
                 path,
                 query_params=list(query.items()),
-                header_params={"Accept": "*/*"},
+                header_params={"Accept": accept},
                 auth_settings=["BearerToken"],
             )
             response = self._api.call_api(*request, _request_timeout=_request_timeout)
@@ -229,28 +241,72 @@ class Kube:
             input_text=input_text,
         )
 
-    def apply(self, objects: Sequence[Object], timeout_s: float = 120) -> None:
-        """Apply objects server-side; this lab's fields win over earlier ones of its own."""
-        if objects:
-            self._apply_text(_list_of(objects), timeout_s)
+    def apply(self, objects: Sequence[Object], manager: str = FIELD_MANAGER) -> None:
+        """Apply objects server-side, what others refer to first, the rest side by side.
 
-    def apply_parts(self, objects: Sequence[Object], manager: str, timeout_s: float = 60) -> None:
-        """Apply parts of objects that are somebody else's, server-side, under a field manager of their own.
-
-        They go away again when that manager applies the objects without them.
+        This manager's fields win; those that it applied before and are no longer among them go away, so that another
+        manager than the lab's own can hold parts of objects that are somebody else's. Unknown fields are refused.
+        Raises LabError with the API server's own words.
         """
-        # kubectl would refuse an object without all that its kind requires; the API server judges the whole of it.
-        self._apply_text(_list_of(objects), timeout_s, manager, "--validate=false")
+        with ThreadPoolExecutor(APPLIED_AT_ONCE, "apply") as pool:
+            for _, group in groupby(sorted(objects, key=_rank), key=_rank):
+                list(pool.map(lambda thing: self._apply_one(thing, manager), group))
 
-    def apply_yaml(self, text: str, timeout_s: float = 120) -> None:
-        """Apply a stream of YAML documents server-side."""
-        self._apply_text(text, timeout_s)
+    def _apply_one(self, thing: Object, manager: str) -> None:
+        from kubernetes.client import ApiException
 
-    def _apply_text(self, text: str, timeout_s: float, manager: str = FIELD_MANAGER, *options: str) -> None:
-        self.kubectl(
-            "apply", "--server-side", "--force-conflicts", f"--field-manager={manager}", *options, "--filename", "-",
-            timeout_s=timeout_s, input_text=text,
+        metadata = thing["metadata"]
+        path = self._kind_of(thing).path(metadata.get("namespace") or "default", metadata["name"])
+        name = f"{thing['kind']} " + "/".join(filter(None, [metadata.get("namespace"), metadata["name"]]))
+        request = self._api.param_serialize(
+            "PATCH",
+            path,
+            query_params=[("fieldManager", manager), ("force", True), ("fieldValidation", "Strict")],
+            header_params={"Accept": "application/json", "Content-Type": "application/apply-patch+yaml"},
+            body=json.dumps(thing),  # JSON is YAML; the client would not write it under this name
+            auth_settings=["BearerToken"],
+        )
+
+        def send(_request_timeout: float) -> Any:
+            answer = self._api.call_api(*request, _request_timeout=_request_timeout)
+            answer.read()
+            if answer.status >= 300:
+                raise ApiException(http_resp=answer)
+            return answer
+
+        try:
+            self.call(send, request_timeout_s=APPLY_TIMEOUT_S)
+        except ApiException as error:
+            raise LabError(
+                f"The API server of {self.context} refuses {name}: {_message_of(error)}",
+                "the next run asks it again; `make diagnose` collects what the cluster says",
+            ) from None
+        console.debug(f"applied {name} to {self.context} as {manager}")
+
+    def _kind_of(self, thing: Object) -> discovery.Kind:
+        """Return how the API serves an object's kind; raises LabError for one that it does not serve."""
+        key = thing["apiVersion"], thing["kind"]
+
+        def pending() -> list[str]:
+            if key not in self._kinds:
+                self._kinds.update(self._served())
+            return [] if key in self._kinds else [f"no {key[1]} of {key[0]}"]
+
+        wait_for(
+            f"the API server serves {key[1]} ({key[0]})", pending, timeout_s=KIND_TIMEOUT_S,
+            mend="the definition of that kind is missing: `make setup-all` brings all that the lab has",
         )  # fmt: skip
+        return self._kinds[key]
+
+    @cached_property
+    def _kinds(self) -> discovery.Kinds:
+        return {}
+
+    def _served(self) -> discovery.Kinds:
+        found: discovery.Kinds = {}
+        for path in discovery.PATHS:
+            found.update(discovery.kinds_in(json.loads(self.get_text(path, discovery.ACCEPT))))
+        return found
 
     def events(self, namespace: str, limit: int = 200) -> list[Object]:
         """Return a namespace's events, oldest first."""
@@ -259,8 +315,20 @@ class Kube:
         return sorted(items, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
 
 
-def _list_of(objects: Sequence[Object]) -> str:
-    return json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
+def _rank(thing: Object) -> int:
+    """Return where an object stands among others: a Deployment before its account is tried again only later."""
+    if thing["kind"] in ("Namespace", "CustomResourceDefinition"):
+        return 0
+    group = thing["apiVersion"].rpartition("/")[0]
+    return 1 if group in ("", "rbac.authorization.k8s.io", "networking.k8s.io") else 2
+
+
+def _message_of(error: Any) -> str:
+    """Return what the API server says of a refusal, in its own words."""
+    try:
+        return str(json.loads(error.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return f"HTTP {error.status} {error.reason}"
 
 
 def condition(thing: Object, kind: str = "Ready") -> Object:

@@ -107,7 +107,7 @@ def kustomization_causes(snapshot: Snapshot, thing: Object, seen: frozenset[str]
             deeper += found or [Cause(f"{kind} {place}", f"health check says {state}", Depth.FLUX)]
         return deeper
     if reason in ("Progressing", "HealthCheckCanceled", "HealthCheckFailed"):
-        deeper = [c for kind, ns, name in _inventory(thing) for c in _object_causes(snapshot, kind, ns, name, seen)]
+        deeper = [c for kind, ns, name in inventory(thing) for c in _object_causes(snapshot, kind, ns, name, seen)]
         return deeper or own
     return own
 
@@ -165,7 +165,7 @@ def _flux_own(snapshot: Snapshot, thing: Object, controller: str) -> list[Cause]
     return [Cause(subject, ready.get("message") or ready.get("reason") or "not Ready", Depth.FLUX)]
 
 
-def _inventory(thing: Object) -> Iterator[tuple[str, str, str]]:
+def inventory(thing: Object) -> Iterator[tuple[str, str, str]]:
     """Yield kind, namespace and name of what a Kustomization has applied (ids as in namespace_name_group_kind)."""
     for entry in (thing.get("status", {}).get("inventory") or {}).get("entries") or []:
         parts = entry["id"].split("_")

@@ -105,7 +105,7 @@ def _run_steps(run: Run, board: console.Board) -> None:
     step(2, get_tools_and_images)
     creating = threading.Event()
     nobody_follows = run.settings.owns_cluster and not cluster.node_containers(run.settings)
-    with ThreadPoolExecutor(8, "step") as pool:
+    with ThreadPoolExecutor(9, "step") as pool:
         # 4, 5 and the push to Git need tools, registry and Git server, not the cluster. Nothing is pushed, and nothing of 6
         # starts, before 4 has passed. 6 begins once the API server answers, long before the workers have joined.
         network = pool.submit(make_network, run)
@@ -115,9 +115,10 @@ def _run_steps(run: Run, board: console.Board) -> None:
         image = pool.submit(step, 5, lambda r: build_application(r, registry))
         # Nothing may ask for an image before it is in the registry: a failed pull backs off for seconds.
         pushed = pool.submit(push_to_git, run, registry if nobody_follows else image)
-        reach_nodes(run, creating, made)
+        reach_cluster(run, creating, made)
+        wired = pool.submit(wire_nodes, run)
         told = pool.submit(tell_of_registry, run)
-        loaded = pool.submit(load_images, run)
+        loaded = pool.submit(load_images, run, wired)
         spread = pool.submit(spread_images, run, loaded)
         flux_done = pool.submit(step, 6, lambda r: bootstrap_flux(r, pushed, image, loaded, made))
         for done in (made, image, told, flux_done, spread):
@@ -226,23 +227,29 @@ def make_cluster(
     return Outcome(made.changed or beside.changed, f"{made.what}; {beside.what}")
 
 
-def reach_nodes(run: Run, creating: threading.Event, made: Future[Any]) -> None:
-    """Wait until the cluster's API server answers, then wire the registry (and a mirror) into the nodes' containerd."""
-    settings = run.settings
+def reach_cluster(run: Run, creating: threading.Event, made: Future[Any]) -> None:
+    """Wait until the cluster's API server answers, and see to it that the context points there."""
+    settings, port = run.settings, ""
 
     def pending() -> list[str]:
-        early = creating.is_set() and cluster.api_answers(settings)
-        return [] if early or made.done() else ["the API server does not answer yet"]
+        nonlocal port
+        if creating.is_set() and not port:
+            port = cluster.api_port(settings)
+        return [] if cluster.api_answers(port) or made.done() else ["the API server does not answer yet"]
 
-    # Each look asks the engine, which is busy making nodes.
     limit_s = cluster.CREATE_TIMEOUT_S + READY_TIMEOUT_S
     wait_for("the cluster's API server answers", pending, timeout_s=limit_s, interval_s=0.5)
     if made.done():
         _result(made)
+    if settings.owns_cluster and creating.is_set():
+        cluster.ensure_context(settings, run.have.tool("kind"))
+
+
+def wire_nodes(run: Run) -> None:
+    """Wire the registry (and a mirror) into the nodes' containerd."""
+    settings = run.settings
     if not settings.owns_cluster:
         return
-    if creating.is_set():
-        cluster.ensure_context(settings, run.have.tool("kind"))
     cluster.wire_registry(settings)
     if run.have.mirror:
         names = mirrors.upstreams(run.have.versions)
@@ -285,8 +292,9 @@ def build_application(run: Run, sidecars_up: Future[Outcome]) -> Outcome:
     return outcome
 
 
-def load_images(run: Run) -> Outcome:
+def load_images(run: Run, wired: Future[None]) -> Outcome:
     """Bring the images (and the chart) that Git names and nodes do not have, before anything asks for them."""
+    _result(wired)
     if not run.settings.owns_cluster:
         return Outcome(False, "images as named")
     if not run.have.pin_images:

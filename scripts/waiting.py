@@ -29,7 +29,7 @@ def wait_for(
         mend: the line that tells how to mend it.
         explain: looks for the deepest cause (an event, a log line) once the deadline has passed.
     """
-    started = time.monotonic()
+    started, said = time.monotonic(), ""
     while True:
         missing = list(pending())
         elapsed = time.monotonic() - started
@@ -39,5 +39,8 @@ def wait_for(
             deepest = explain() if explain else ""
             details = "\n".join(filter(None, [last_lines("\n".join(missing), 20), last_lines(deepest, 20)]))
             raise NotReadyError(f"after {timeout_s:.0f} s still waiting: {what}", mend, details)
-        console.note(f"waiting: {what}: {missing[0]}" + (f" (+{len(missing) - 1})" if len(missing) > 1 else ""))
+        say = f"waiting: {what}: {missing[0]}" + (f" (+{len(missing) - 1})" if len(missing) > 1 else "")
+        if say != said:
+            console.note(say)
+            said = say
         time.sleep(interval_s)

@@ -14,7 +14,7 @@ from typing import Any
 
 from scripts.check import dryrun_verdict as verdict
 from scripts.check.apiserver import any_server, find_binaries
-from scripts.check.dryrun_api import CONNECTIONS, Answer, Api, Kind, Object
+from scripts.check.dryrun_api import CONNECTIONS, Answer, Api, Object
 from scripts.check.dryrun_definitions import missing_definitions
 from scripts.check.dryrun_world import Thing, World, is_real
 from scripts.check.lint_inventory import POD_TEMPLATES, dig, mapping, mappings

@@ -9,31 +9,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
+from scripts import discovery
 from scripts.check.apiserver import Server, ServerGoneError
+from scripts.discovery import Kinds
 
 Object = Mapping[str, Any]
 FIELD_MANAGER = "kustomize-controller"
 REQUEST_TIMEOUT_S = 30
 CONNECTIONS = 8
-_DISCOVERY = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How the server serves a kind: its path, and whether its objects are in namespaces."""
-
-    api_version: str
-    plural: str
-    namespaced: bool
-
-    def path(self, namespace: str, name: str = "") -> str:
-        """Return the path of an object, or of all of them."""
-        start = f"/apis/{self.api_version}" if "/" in self.api_version else f"/api/{self.api_version}"
-        # A name that can't be one is for the server to refuse, not for the path to break.
-        where = f"/namespaces/{quote(namespace, safe=':')}" if self.namespaced else ""
-        return f"{start}{where}/{self.plural}{'/' + quote(name, safe=':') if name else ''}"
 
 
 @dataclass(frozen=True)
@@ -123,17 +107,11 @@ class Api:
         """Create an object, strictly."""
         return self.request("POST", path, thing, fieldManager=FIELD_MANAGER, fieldValidation="Strict", **_dry(dry_run))
 
-    def kinds(self) -> dict[tuple[str, str], Kind]:
+    def kinds(self) -> Kinds:
         """Return every kind that the server serves, by apiVersion and kind, in two requests."""
-        found = {}
-        for path in ("/api", "/apis"):
-            for group in self.request("GET", path, accept=_DISCOVERY).body.get("items", []):
-                name = group.get("metadata", {}).get("name", "")
-                for version in group.get("versions", []):
-                    api_version = f"{name}/{version['version']}" if name else version["version"]
-                    for resource in version.get("resources", []):
-                        kind = Kind(api_version, resource["resource"], resource["scope"] == "Namespaced")
-                        found[api_version, resource["responseKind"]["kind"]] = kind
+        found: Kinds = {}
+        for path in discovery.PATHS:
+            found.update(discovery.kinds_in(self.request("GET", path, accept=discovery.ACCEPT).body))
         return found
 
 

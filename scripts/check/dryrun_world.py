@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.cache import digest_of, write_atomically
-from scripts.check.dryrun_api import Answer, Api, Kind, Object
+from scripts.check.dryrun_api import Answer, Api, Object
 from scripts.check.dryrun_markers import markers_for
 from scripts.check.model import Rendered, Resource
 from scripts.waiting import wait_for

@@ -79,7 +79,7 @@ def put_back(kube: Kube, environment: str) -> bool:
     if not changed:
         return False
     console.line(f"putting {environment} back as Git has it")
-    kube.apply_parts(changed, MANAGER)
+    kube.apply(changed, MANAGER)
     with console.Board() as board, board.task(f"{environment} as before"):
         if any(thing["kind"] == "Deployment" for thing in changed):
             _wait_for_rollout(kube, environment)
@@ -153,7 +153,7 @@ def failing(environment: str, rate: float) -> Object:
 
 def _fail(kube: Kube, environment: str, rate: float) -> None:
     console.line(f"{environment}'s pods are to fail {rate:.1%} of /work, on purpose: they roll")
-    kube.apply_parts([failing(environment, rate)], MANAGER)
+    kube.apply([failing(environment, rate)], MANAGER)
     with console.Board() as board, board.task(f"{environment} rolls"):
         _wait_for_rollout(kube, environment)
 
@@ -173,7 +173,7 @@ def _wait_for_rollout(kube: Kube, environment: str) -> None:
 
 def _follow_latency(kube: Kube, environment: str, bounds: tuple[int, int]) -> None:
     console.line(f"{environment} is to scale on the latency: {LATENCY_SCALING} goes into its Flux Kustomization")
-    kube.apply_parts([latency_changes(environment, bounds)], MANAGER)
+    kube.apply([latency_changes(environment, bounds)], MANAGER)
 
     def pending() -> list[str]:
         return not_following(facts.collect(kube, environment))

@@ -161,7 +161,7 @@ def scaled(kube) -> dict:
 
 
 def test_what_a_killed_run_left_is_put_back_by_the_next(kube, make):
-    kube.apply_parts([changes.latency_changes(ENVIRONMENT, BOUNDS)], changes.MANAGER)
+    kube.apply([changes.latency_changes(ENVIRONMENT, BOUNDS)], changes.MANAGER)
     wait_for("it follows", lambda: changes.not_following(facts.collect(kube, ENVIRONMENT)), timeout_s=120)
     done = demo(make, ENV=ENVIRONMENT, HPA_DURATION="30", WAIT_SCALE_IN="0")
     assert f"a run that was killed left {ENVIRONMENT} changed" in done.output

@@ -334,18 +334,18 @@ def test_an_api_server_answers_once_it_is_ready(
 ) -> None:
     api_server.status = status
     has_port(lab, api_server.server_port)
-    assert cluster.api_answers(settings) is answers
+    assert cluster.api_answers(cluster.api_port(settings)) is answers
     ((path, headers),) = api_server.asked
     assert path == "/readyz"
     assert "Authorization" not in headers, "who answers is not verified, so nothing is sent"
 
 
 def test_an_api_server_that_is_not_there_does_not_answer(lab: Lab, settings: Settings) -> None:
-    assert cluster.api_answers(settings) is False, "there is no control plane yet"
+    assert cluster.api_answers(cluster.api_port(settings)) is False, "there is no control plane yet"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
         has_port(lab, taken.getsockname()[1])
-        assert cluster.api_answers(settings) is False
+        assert cluster.api_answers(cluster.api_port(settings)) is False
 
 
 # ---------------------------------------------------------------- the registry's address on the nodes
@@ -503,20 +503,3 @@ def flux_object(status: str, generation: int, observed: int | None, of_condition
 def test_ready_is_about_the_current_generation(thing: dict[str, Any], ready: bool) -> None:
     assert is_ready(thing) is ready
     assert (condition(thing).get("status") == "True") is ready or condition(thing)["type"] == "Ready"
-
-
-def test_objects_are_applied_to_the_named_context_and_only_by_standard_input(
-    programs: Programs, tmp_path: Path
-) -> None:
-    got = tmp_path / "stdin"
-    kubectl = programs.add("kubectl", f'/bin/cat > "{got}"')
-    kube = Kube("kind-gitops-lab", kubectl)
-    kube.apply([])
-    assert programs.calls() == []
-    secret = {"kind": "Secret", "stringData": {"token": "tr0ub4dor-and-3"}}
-    kube.apply([secret])
-    (call,) = programs.calls()
-    assert call[1:3] == ["--context", "kind-gitops-lab"]
-    assert "--server-side" in call
-    assert "tr0ub4dor" not in " ".join(call)
-    assert json.loads(got.read_text())["items"] == [secret]

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from scripts import flux, versions
+from scripts.cache import Cache
 from tests.unit.conftest import Programs
 
 PINS = versions.load()
@@ -46,7 +47,7 @@ def export(programs: Programs, tmp_path: Path) -> Path:
 
 
 def pods(export: Path, *, pinned: bool = False, own: bool = True) -> dict[str, dict[str, Any]]:
-    objects = flux.install_manifests(export, PINS, pinned, own)
+    objects = flux.install_manifests(Cache(export.parent / "cache"), export, PINS, pinned, own)
     return {o["metadata"]["name"]: o["spec"]["template"]["spec"] for o in objects if o["kind"] == "Deployment"}
 
 
@@ -90,3 +91,13 @@ def test_images_are_the_pinned_ones(export: Path, pinned: bool) -> None:
     for name, pod in pods(export, pinned=pinned).items():
         image = PINS.images[name]
         assert pod["containers"][0]["image"] == (image.reference if pinned else image.tagged)
+
+
+def test_what_flux_says_is_asked_for_once_by_each_program(export: Path, programs: Programs) -> None:
+    first = pods(export)
+    assert pods(export) == first
+    assert len(programs.calls()) == 1
+    other = export.read_text() + "# another build\n"
+    export.write_text(other)
+    assert pods(export) == first
+    assert len(programs.calls()) == 2

@@ -40,10 +40,11 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], list[s
         monkeypatch.setattr(flux_sync, "NUDGE_AFTER_S", AFTER_LOOKS)
         monkeypatch.setattr(flux_sync, "remote_branches", lambda settings: {})
         monkeypatch.setattr(flux_sync, "expected_kustomizations", lambda *_: {"dev": flux_sync.Expected("1")})
-        monkeypatch.setattr(flux_sync, "pending_kustomizations", pending)
+        monkeypatch.setattr(flux_sync, "pending_among", pending)
         monkeypatch.setattr(flux_sync, "request_reconcile", ask)
         settings = replace(Settings(), cluster_name="waited-for")
-        assert flux_sync.wait_until_ready(settings, None, 10, lambda: "", interval_s=0.001) == 1  # type: ignore[arg-type]
+        kube = SimpleNamespace(list_custom=lambda *_: [])
+        assert flux_sync.wait_until_ready(settings, kube, 10, lambda: "", interval_s=0.001) == 1  # type: ignore[arg-type]
         return asked
 
     return wait

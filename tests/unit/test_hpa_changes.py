@@ -33,7 +33,7 @@ class Cluster:
     def follows_latency(self) -> bool:
         return bool(self.specs[SYNC])
 
-    def apply_parts(self, objects: list[dict[str, Any]], manager: str) -> None:
+    def apply(self, objects: list[dict[str, Any]], manager: str) -> None:
         for thing in objects:
             assert manager == MANAGER, "another manager's fields would be Flux's to undo, or ours to keep"
             path = SYNC if thing["kind"] == "Kustomization" else APP
