@@ -25,6 +25,7 @@ from scripts.settings import (
     FLUX_NAMESPACE,
     RECEIVER_NAME,
     RECEIVER_NODE_PORT,
+    ROOT,
     Edge,
     Monitoring,
     Settings,
@@ -35,6 +36,7 @@ from scripts.versions import Versions
 from scripts.waiting import wait_for
 
 ROOT_NAME = "flux-system"
+KUSTOMIZE_GROUP = "kustomize.toolkit.fluxcd.io"
 GIT_SECRET = "git-credentials"
 RECEIVER_SECRET = "git-push-token"
 STATE_CONFIG_MAP = "gitops-lab"
@@ -282,6 +284,24 @@ def wait_for_definitions(kube: Kube, timeout_s: float = 60) -> None:
         ]
 
     wait_for("the API server serves Flux's kinds", pending, timeout_s=timeout_s)
+
+
+def define_early(kube: Kube, kustomize: Path) -> None:
+    """Apply the definitions that Flux would apply first, under its name and with its marks, so that they are its own.
+
+    In a new cluster the API server has next to nothing to do while kubeadm waits for the control plane, and is busiest when
+    Flux begins. Flux compares them with Git like everything else, and takes them away when Git no longer has them.
+    """
+    documents = yaml.load_all((FLUX_CD / "bootstrap" / "infrastructure.yaml").read_text(), yaml.CSafeLoader)
+    sync = next(d for d in documents if d["metadata"]["name"] == "infrastructure-sync")
+    built = run([kustomize, "build", ROOT / sync["spec"]["path"]], timeout_s=60).stdout
+    objects = [o for o in yaml.load_all(built, yaml.CSafeLoader) if o["kind"] == "CustomResourceDefinition"]
+    for thing in objects:
+        thing["metadata"].setdefault("labels", {}).update(
+            {f"{KUSTOMIZE_GROUP}/name": sync["metadata"]["name"], f"{KUSTOMIZE_GROUP}/namespace": FLUX_NAMESPACE}
+        )
+    console.note("applying the definitions of the infrastructure")
+    kube.apply(objects, "kustomize-controller")
 
 
 def ensure_bootstrap(settings: Settings, kube: Kube, subnet: str, credentials: Mapping[str, str] | None) -> Outcome:

@@ -120,7 +120,8 @@ def _run_steps(run: Run, board: console.Board) -> None:
         told = pool.submit(tell_of_registry, run)
         loaded = pool.submit(load_images, run, wired)
         spread = pool.submit(spread_images, run, loaded)
-        flux_done = pool.submit(step, 6, lambda r: bootstrap_flux(r, pushed, image, loaded, made))
+        new = creating.is_set()
+        flux_done = pool.submit(step, 6, lambda r: bootstrap_flux(r, new, pushed, image, loaded, made))
         for done in (made, image, told, flux_done, spread):
             _result(done)
     step(7, wait_and_verify)
@@ -331,11 +332,14 @@ def push_to_git(run: Run, after: Future[Any]) -> Outcome:
 
 
 def bootstrap_flux(
-    run: Run, in_git: Future[Outcome], image: Future[Any], loaded: Future[Outcome], made: Future[Any]
+    run: Run, new: bool, in_git: Future[Outcome], image: Future[Any], loaded: Future[Outcome], made: Future[Any]
 ) -> Outcome:
     """Step 6: Flux, following the Git repository that this clone is pushed to."""
     settings, kube = run.settings, run.kube
     installed = flux.ensure_flux(settings, kube, run.have.tool("flux"), run.have.versions, run.have.pin_images)
+    # Without an edge Flux leaves most of them out.
+    if new and settings.edge is not Edge.NONE:
+        flux.define_early(kube, run.have.tool("kustomize"))
     pushed = _result(in_git)
     _result(image)
     brought = _result(loaded)

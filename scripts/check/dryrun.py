@@ -20,6 +20,7 @@ from scripts.check.dryrun_world import Thing, World, is_real
 from scripts.check.lint_inventory import POD_TEMPLATES, dig, mapping, mappings
 from scripts.check.lint_removed import REMOVALS
 from scripts.check.model import Finding, Rendered, Resource, Severity
+from scripts.discovery import Kind
 from scripts.settings import FLUX_NAMESPACE, Settings
 from scripts.versions import Versions
 

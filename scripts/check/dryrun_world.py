@@ -18,6 +18,7 @@ from scripts.cache import digest_of, write_atomically
 from scripts.check.dryrun_api import Answer, Api, Object
 from scripts.check.dryrun_markers import markers_for
 from scripts.check.model import Rendered, Resource
+from scripts.discovery import Kind
 from scripts.waiting import wait_for
 
 POLICIES = frozenset(

@@ -16,7 +16,7 @@ from scripts import cluster
 from scripts.certificates import ServerCertificate, ensure_certificate
 from scripts.cluster import ensure_cluster, ensure_network, render_config
 from scripts.errors import LabError, NotReadyError, PreflightError
-from scripts.kube import Kube, condition, is_ready
+from scripts.kube import condition, is_ready
 from scripts.process import CommandError
 from scripts.settings import Settings
 from tests.unit.conftest import Programs
