@@ -349,6 +349,16 @@ def wait_for_nodes(kube: Kube, expected: int, timeout_s: float = 180) -> None:
     )
 
 
+def dns_answers(kube: Kube) -> bool:
+    """Whether the cluster's DNS has somebody to answer, who knows its Services (CoreDNS is Ready once it does)."""
+    found = kube.get(
+        "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices",
+        labelSelector="kubernetes.io/service-name=kube-dns",
+    )
+    ends = [end for piece in found["items"] for end in piece.get("endpoints") or []]
+    return any(end.get("conditions", {}).get("ready") for end in ends)
+
+
 def hosting_config_map(settings: Settings) -> dict[str, Any]:
     """Return the ConfigMap that tells tools where the local registry is (KEP-1755)."""
     value = f'host: "localhost:{settings.registry_port}"\nhelp: "https://kind.sigs.k8s.io/docs/user/local-registry/"\n'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -304,8 +304,17 @@ def define_early(kube: Kube, kustomize: Path) -> None:
     kube.apply(objects, "kustomize-controller")
 
 
-def ensure_bootstrap(settings: Settings, kube: Kube, subnet: str, credentials: Mapping[str, str] | None) -> Outcome:
-    """Make the cluster follow the Git repository, and the Git server tell it of each push."""
+def ensure_bootstrap(
+    settings: Settings,
+    kube: Kube,
+    subnet: str,
+    credentials: Mapping[str, str] | None,
+    before_root: Callable[[], object] = lambda: None,
+) -> Outcome:
+    """Make the cluster follow the Git repository, and the Git server tell it of each push.
+
+    `before_root` is called when all but the root is there.
+    """
     token = _receiver_token(kube)
     objects: list[Object] = []
     if credentials:
@@ -324,12 +333,14 @@ def ensure_bootstrap(settings: Settings, kube: Kube, subnet: str, credentials: M
         objects += registry_service_objects(settings)
     if settings.monitoring is Monitoring.FULL:
         objects += full.grafana_objects(kube)
-    objects += root_objects(settings, bool(credentials))
-    wanted = digest_of(objects)
+    root = root_objects(settings, bool(credentials))
+    wanted = digest_of(objects + root)
     changed = _applied(kube).get("bootstrap") != wanted
     if changed:
         console.note("applying the root")
         kube.apply(objects)
+        before_root()
+        kube.apply(root)
         _remember(kube, {"bootstrap": wanted})
     return Outcome(changed, "bootstrapped from flux-cd/" if changed else "bootstrap is in place")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import groupby
@@ -127,12 +127,15 @@ class Kube:
             return False
         return True
 
-    def get_text(self, path: str, accept: str = "*/*", **query: str | int | bool) -> str:
+    def get_text(self, path: str, **query: str | int | bool) -> str:
         """Return what the API server answers to GET, as it is: logs, and JSON past the typed models.
 
         Raises UnreachableError for a server that doesn't answer, isn't ready or refuses the credentials, ApiException
         for any other refusal.
         """
+        return self._get(path, "*/*", query)
+
+    def _get(self, path: str, accept: str, query: Mapping[str, str | int | bool]) -> str:
         from kubernetes.client import ApiException
 
         def fetch(_request_timeout: float) -> Any:
@@ -161,7 +164,7 @@ class Kube:
 
     def get(self, path: str, **query: str | int | bool) -> Object:
         """Return the JSON that the API server answers to GET; errors as those of get_text."""
-        found: Object = json.loads(self.get_text(path, **query))
+        found: Object = json.loads(self._get(path, "*/*", query))
         return found
 
     def _refused(self, why: str) -> UnreachableError:
@@ -305,7 +308,7 @@ class Kube:
     def _served(self) -> discovery.Kinds:
         found: discovery.Kinds = {}
         for path in discovery.PATHS:
-            found.update(discovery.kinds_in(json.loads(self.get_text(path, discovery.ACCEPT))))
+            found.update(discovery.kinds_in(json.loads(self._get(path, discovery.ACCEPT, {}))))
         return found
 
     def events(self, namespace: str, limit: int = 200) -> list[Object]:

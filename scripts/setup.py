@@ -344,7 +344,18 @@ def bootstrap_flux(
     _result(image)
     brought = _result(loaded)
     subnet = cluster.network_subnet(settings) if settings.owns_cluster else ""
-    rooted = flux.ensure_bootstrap(settings, kube, subnet, git.credentials(settings, os.environ))
+
+    def wait_for_dns() -> None:
+        # Flux runs as soon as CoreDNS does. A Git server whose name is not known yet is asked for again only later.
+        wait_for(
+            "the cluster's DNS answers",
+            lambda: [] if cluster.dns_answers(kube) or made.done() and made.exception() else ["CoreDNS is not Ready"],
+            timeout_s=READY_TIMEOUT_S,
+            explain=lambda: explain(kube),
+        )
+
+    credentials = git.credentials(settings, os.environ)
+    rooted = flux.ensure_bootstrap(settings, kube, subnet, credentials, wait_for_dns if new else lambda: None)
     # Why a cluster could not be made says more than that its Flux is not ready.
     _result(made)
     if settings.owns_git:
