@@ -349,7 +349,7 @@ def bootstrap_flux(
         # Flux runs as soon as CoreDNS does. A Git server whose name is not known yet is asked for again only later.
         wait_for(
             "the cluster's DNS answers",
-            lambda: [] if cluster.dns_answers(kube) or made.done() and made.exception() else ["CoreDNS is not Ready"],
+            lambda: [] if cluster.dns_answers(kube) or (made.done() and made.exception()) else ["CoreDNS is not Ready"],
             timeout_s=READY_TIMEOUT_S,
             explain=lambda: explain(kube),
         )
