@@ -164,7 +164,7 @@ class Kube:
 
     def get(self, path: str, **query: str | int | bool) -> Object:
         """Return the JSON that the API server answers to GET; errors as those of get_text."""
-        found: Object = json.loads(self._get(path, "*/*", query))
+        found: Object = json.loads(self.get_text(path, **query))
         return found
 
     def _refused(self, why: str) -> UnreachableError:
