@@ -81,6 +81,17 @@ def test_every_kustomization_is_ready(kube, settings):
     assert not not_ready
 
 
+def test_definitions_that_setup_brought_early_are_fluxs_alone(kube):
+    """Else a field that Git drops would stay, held by setup, and setup would undo what Git adds."""
+    listed = kube.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")["items"]
+    marks = [d["metadata"] for d in listed]
+    brought = [m for m in marks if m.get("labels", {}).get(f"{flux.KUSTOMIZE_GROUP}/name") == "infrastructure-sync"]
+    assert "servicemonitors.monitoring.coreos.com" in {m["name"] for m in brought}
+    for mark in brought:
+        applied = {f["manager"] for f in mark["managedFields"] if f["operation"] == "Apply"}
+        assert applied == {"kustomize-controller"}, mark["name"]
+
+
 @pytest.mark.parametrize("environment", SIZES)
 def test_an_environment_has_its_size_and_runs_on_workers_only(kube, environment):
     replicas, cpu, memory = SIZES[environment]

@@ -503,3 +503,28 @@ def flux_object(status: str, generation: int, observed: int | None, of_condition
 def test_ready_is_about_the_current_generation(thing: dict[str, Any], ready: bool) -> None:
     assert is_ready(thing) is ready
     assert (condition(thing).get("status") == "True") is ready or condition(thing)["type"] == "Ready"
+
+
+def piece(*ready: bool | None) -> dict[str, Any]:
+    return {"endpoints": [{"conditions": {} if r is None else {"ready": r}} for r in ready]}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "answers"),
+    [
+        ([], False),
+        ([{"endpoints": None}], False),
+        ([piece(False, None)], False),
+        ([piece(False, True)], True),
+        ([piece(False), piece(True)], True),
+    ],
+)
+def test_dns_answers_once_one_of_its_pods_is_ready(pieces: list[dict[str, Any]], answers: bool) -> None:
+    asked = []
+
+    def get(path: str, **query: str) -> dict[str, Any]:
+        asked.append((path.rpartition("/")[2], query))
+        return {"items": pieces}
+
+    assert cluster.dns_answers(SimpleNamespace(get=get)) is answers  # type: ignore[arg-type]
+    assert asked == [("endpointslices", {"labelSelector": "kubernetes.io/service-name=kube-dns"})]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from scripts import flux, versions
 from scripts.cache import Cache
+from scripts.settings import Settings
 from tests.unit.conftest import Programs
 
 PINS = versions.load()
@@ -101,3 +103,54 @@ def test_what_flux_says_is_asked_for_once_by_each_program(export: Path, programs
     export.write_text(other)
     assert pods(export) == first
     assert len(programs.calls()) == 2
+
+
+class Applied:
+    """An API that notes what is applied, under which manager."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[dict[str, Any]]]] = []
+
+    def apply(self, objects: list[dict[str, Any]], manager: str = "gitops-lab") -> None:
+        self.calls.append((manager, objects))
+
+
+def test_definitions_that_come_early_are_fluxs_own(programs: Programs, tmp_path: Path) -> None:
+    """Under its name and with its marks: otherwise fields that Git drops would stay, and so would the whole definition."""
+    definition = {
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "routes.example.org", "labels": {"app.kubernetes.io/part-of": "edge"}},
+    }  # fmt: skip
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "edge"}}
+    file = tmp_path / "built.yaml"
+    file.write_text(yaml.safe_dump_all([namespace, definition]))
+    kube = Applied()
+    flux.define_early(kube, programs.add("kustomize", f'/bin/cat "{file}"'))  # type: ignore[arg-type]
+    ((manager, (applied,)),) = kube.calls
+    assert manager == "kustomize-controller"
+    assert applied["metadata"] == {
+        "name": "routes.example.org",
+        "labels": {
+            "app.kubernetes.io/part-of": "edge",
+            "kustomize.toolkit.fluxcd.io/name": "infrastructure-sync",
+            "kustomize.toolkit.fluxcd.io/namespace": "flux-system",
+        },
+    }
+    ((_, *arguments),) = programs.calls()
+    assert arguments[0] == "build"
+    assert (Path(arguments[1]) / "kustomization.yaml").exists(), "the folder that infrastructure-sync applies"
+
+
+def test_the_root_comes_last_and_only_when_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    kube = Applied()
+    monkeypatch.setattr(flux, "_applied", lambda kube: {})
+    monkeypatch.setattr(flux, "_receiver_token", lambda kube: "t")
+    seen: list[int] = []
+    outcome = flux.ensure_bootstrap(
+        replace(Settings(), git_url="https://git.example.org/lab"), kube, "", None, lambda: seen.append(len(kube.calls))  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert outcome.changed
+    kinds = [{thing["kind"] for thing in objects} for _, objects in kube.calls]
+    assert seen == [1]
+    assert "Receiver" in kinds[0] and not kinds[0] & {"GitRepository", "Kustomization"}
+    assert kinds[1] == {"GitRepository", "Kustomization"}
