@@ -55,6 +55,12 @@ def working_copy(root: Path = ROOT) -> WorkingCopy:
     return WorkingCopy(head, tuple(line[3:] for line in status.splitlines()))
 
 
+def is_published(settings: Settings, root: Path = ROOT) -> bool:
+    """Whether the remote's main branch has what Flux reads exactly as it lies in the working copy."""
+    copy = working_copy(root)
+    return not copy.dirty and remote_branches(settings, root).get(MAIN_BRANCH) == copy.head
+
+
 def require_clean(root: Path = ROOT) -> WorkingCopy:
     """Return the working copy; raises UsageError if something in flux-cd is uncommitted."""
     copy = working_copy(root)

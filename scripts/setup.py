@@ -337,31 +337,33 @@ def bootstrap_flux(
     """Step 6: Flux, following the Git repository that this clone is pushed to."""
     settings, kube = run.settings, run.kube
     installed = flux.ensure_flux(settings, kube, run.have.tool("flux"), run.have.versions, run.have.pin_images)
-    # Without an edge Flux leaves most of them out.
-    if new and settings.edge is not Edge.NONE:
-        flux.define_early(kube, run.have.tool("kustomize"))
     pushed = _result(in_git)
+    # Without an edge Flux leaves most of them out; and it never takes away what Git never had.
+    if new and settings.edge is not Edge.NONE and git.is_published(settings):
+        flux.define_early(kube, run.have.tool("kustomize"))
     _result(image)
     brought = _result(loaded)
     subnet = cluster.network_subnet(settings) if settings.owns_cluster else ""
-
-    def wait_for_dns() -> None:
-        # Flux runs as soon as CoreDNS does. A Git server whose name is not known yet is asked for again only later.
-        wait_for(
-            "the cluster's DNS answers",
-            lambda: [] if cluster.dns_answers(kube) or (made.done() and made.exception()) else ["CoreDNS is not Ready"],
-            timeout_s=READY_TIMEOUT_S,
-            explain=lambda: explain(kube),
-        )
-
     credentials = git.credentials(settings, os.environ)
-    rooted = flux.ensure_bootstrap(settings, kube, subnet, credentials, wait_for_dns if new else lambda: None)
+    rooted = flux.ensure_bootstrap(
+        settings, kube, subnet, credentials, before_root=lambda: wait_for_dns(kube, made) if new else None
+    )
     # Why a cluster could not be made says more than that its Flux is not ready.
     _result(made)
     if settings.owns_git:
         flux.connect_git_server(settings, kube)
     outcomes = (installed, pushed, rooted, brought)
     return Outcome(any(o.changed for o in outcomes), ", ".join(o.what for o in (installed, pushed, rooted)))
+
+
+def wait_for_dns(kube: Kube, made: Future[Any]) -> None:
+    """Wait until the cluster knows names: a Git server that can't be found yet is asked for again only seconds later."""
+
+    def pending() -> list[str]:
+        failed = made.done() and made.exception()
+        return [] if failed or cluster.dns_answers(kube) else ["CoreDNS is not Ready"]
+
+    wait_for("the cluster's DNS answers", pending, timeout_s=READY_TIMEOUT_S, explain=lambda: explain(kube))
 
 
 def wait_and_verify(run: Run) -> Outcome:

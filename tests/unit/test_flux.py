@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts import flux, versions
+from scripts import flux, fluxinstall, versions
 from scripts.cache import Cache
 from scripts.settings import Settings
 from tests.unit.conftest import Programs
@@ -49,7 +49,7 @@ def export(programs: Programs, tmp_path: Path) -> Path:
 
 
 def pods(export: Path, *, pinned: bool = False, own: bool = True) -> dict[str, dict[str, Any]]:
-    objects = flux.install_manifests(Cache(export.parent / "cache"), export, PINS, pinned, own)
+    objects = fluxinstall.install_manifests(Cache(export.parent / "cache"), export, PINS, pinned, own)
     return {o["metadata"]["name"]: o["spec"]["template"]["spec"] for o in objects if o["kind"] == "Deployment"}
 
 

@@ -440,3 +440,16 @@ def test_no_file_of_this_repository_holds_a_secret() -> None:
 )
 def test_the_search_for_secrets_finds_one_of_each(what: str, text: str) -> None:
     assert secrets_in(text) == [what]
+
+
+def test_published_is_what_the_remote_has_as_it_lies_here(work: Repository, settings: Settings) -> None:
+    assert not git.is_published(settings, work.root), "nothing is pushed yet"
+    head = work.git("rev-parse", "HEAD")
+    work.git("push", "--quiet", settings.git_url, "HEAD:main")
+    assert git.is_published(settings, work.root)
+    work.write("README.md", "a draft\n")
+    assert git.is_published(settings, work.root), "Flux does not read it"
+    work.write("flux-cd/file", "changed\n")
+    assert not git.is_published(settings, work.root)
+    work.commit("flux-cd/file", "changed\n")
+    assert not git.is_published(settings, work.root), f"the remote is at {head}"
