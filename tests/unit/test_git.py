@@ -443,6 +443,7 @@ def test_the_search_for_secrets_finds_one_of_each(what: str, text: str) -> None:
 
 
 def test_published_is_what_the_remote_has_as_it_lies_here(work: Repository, settings: Settings) -> None:
+    work.git("remote", "add", settings.git_remote, settings.git_url)
     assert not git.is_published(settings, work.root), "nothing is pushed yet"
     head = work.git("rev-parse", "HEAD")
     work.git("push", "--quiet", settings.git_url, "HEAD:main")
