@@ -19,6 +19,7 @@ from scripts.sources import source_scopes
 from scripts.waiting import wait_for
 
 NUDGE_AFTER_S = 8.0
+HURRY_EVERY_S = 0.4
 STILL_AT = ": still at "
 REQUESTED_AT = "reconcile.fluxcd.io/requestedAt"
 
@@ -117,13 +118,16 @@ def wait_until_ready(
     expected = expected_kustomizations(settings, remote_branches(settings))
     behind: dict[str, float] = {}
     hurried: set[tuple[str, str]] = set()
+    hurried_at = -HURRY_EVERY_S
 
     def pending() -> list[str]:
-        nonlocal behind
+        nonlocal behind, hurried_at
         kustomizations = kube.list_custom("Kustomization", FLUX_NAMESPACE)
         lines = pending_among(kustomizations, expected)
-        _hurry(kube, [k for k in kustomizations if k["metadata"]["name"] in expected], hurried)
         now = time.monotonic()
+        if now - hurried_at >= HURRY_EVERY_S:
+            hurried_at = now
+            _hurry(kube, [k for k in kustomizations if k["metadata"]["name"] in expected], hurried)
         # Only what stays behind: a Kustomization is Ready a moment before it says at which commit, and asking then
         # would have everything applied once more.
         behind = {line: behind.get(line, now) for line in lines if STILL_AT in line}
