@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from scripts.cache import Cache, digest_of
 from scripts.fluxcli import CONTROLLERS
-from scripts.kube import Object
 from scripts.process import run
 from scripts.settings import CONTROL_PLANE_LABEL
 from scripts.versions import Versions
+
+Object = dict[str, Any]
 
 # Arguments that make Flux answer at once in a lab of one user. Each replaces one of the same name.
 # Source: https://fluxcd.io/flux/installation/configuration/vertical-scaling/ and each controller's options page.
@@ -46,7 +48,7 @@ def install_manifests(
     cache: Cache, flux: Path, versions: Versions, pin_images: bool, on_control_plane: bool
 ) -> list[Object]:
     """Return Flux's install manifests (from `flux install --export`), tuned, with images by digest if asked for."""
-    objects = _exported(cache, flux, versions)
+    objects: list[Object] = json.loads((exported(cache, flux, versions) / "objects.json").read_text())
     for thing in objects:
         if thing["kind"] == "Deployment":
             _tune(thing, versions, pin_images)
@@ -59,19 +61,21 @@ def install_manifests(
     return objects
 
 
-def _exported(cache: Cache, flux: Path, versions: Versions) -> list[Object]:
-    """Return what `flux install --export` says. A program says the same each time, and takes a second of CPU for it."""
+def exported(cache: Cache, flux: Path, versions: Versions) -> Path:
+    """Return a folder with what `flux install --export` says: as it says it (flux.yaml), and quick to read (objects.json).
+
+    A program says the same each time, and takes a second of CPU time for it.
+    """
     program = flux.stat()
     args = ["install", "--export", f"--components={','.join(CONTROLLERS)}", f"--version=v{versions.flux}"]
 
     def build(folder: Path) -> None:
-        done = run([flux, *args], timeout_s=60)
-        objects = [o for o in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if o]
+        text = run([flux, *args], timeout_s=60).stdout
+        (folder / "flux.yaml").write_text(text)
+        objects = [o for o in yaml.load_all(text, Loader=yaml.CSafeLoader) if o]
         (folder / "objects.json").write_text(json.dumps(objects))
 
-    entry, _ = cache.ensure("flux-install", digest_of(args, program.st_size, program.st_mtime_ns), build)
-    exported: list[Object] = json.loads((entry / "objects.json").read_text())
-    return exported
+    return cache.ensure("flux-manifests", digest_of(args, program.st_size, program.st_mtime_ns), build)[0]
 
 
 def _tune(deployment: Object, versions: Versions, pin_images: bool) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from scripts import console
-from scripts.cache import Cache, digest_of
+from scripts.cache import Cache
 from scripts.errors import LabError
 from scripts.fluxcli import CONTROLLERS
+from scripts.fluxinstall import exported
 from scripts.outcome import Outcome
-from scripts.process import run
 from scripts.settings import FLUX_CD, Settings
 from scripts.versions import Versions
 
@@ -51,15 +51,4 @@ def validate(settings: Settings, versions: Versions, tools_dir: Path, root: Path
 
 def flux_definitions(settings: Settings, versions: Versions, tools_dir: Path) -> Path:
     """Return the file with Flux's own definitions, as its tool prints them."""
-    cache = Cache(settings.cache_dir)
-
-    def export(folder: Path) -> None:
-        done = run(
-            [tools_dir / "flux", "install", "--export", f"--components={','.join(CONTROLLERS)}",
-             f"--version=v{versions.flux}"],
-            timeout_s=60,
-        )  # fmt: skip
-        (folder / "flux.yaml").write_text(done.stdout)
-
-    entry, _ = cache.ensure("flux-manifests", digest_of(versions.flux, CONTROLLERS), export)
-    return entry / "flux.yaml"
+    return exported(Cache(settings.cache_dir), tools_dir / "flux", versions) / "flux.yaml"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from scripts import endpoints, flux
+from scripts import endpoints, flux, fluxcli
 from scripts.cluster import node_containers
 from scripts.docker import memory_of
 from scripts.kube import Kube
@@ -74,7 +74,7 @@ def test_every_target_is_up_in_every_environment(ask: Ask, settings: Settings) -
     found = wait_for_targets(ask, expected)
     assert len(found["node-exporter", ""]) == NODES
     assert len(found["kubelet", ""]) == 2 * NODES, "each kubelet, and its cAdvisor"
-    assert len(found["flux", ""]) == len(flux.CONTROLLERS)
+    assert len(found["flux", ""]) == len(fluxcli.CONTROLLERS)
     assert not {job for job, _ in found} & {"etcd", "kube-scheduler", "kube-controller-manager"}
     assert set(found) == expected, "and nothing is watched twice"
 
