@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
@@ -54,14 +54,17 @@ def targets(ask: Ask) -> dict[tuple[str, str], list[float]]:
 
 
 def wait_for_targets(
-    ask: Ask, expected: set[tuple[str, str]], timeout_s: float = SEEN_S
+    ask: Ask, expected: set[tuple[str, str]], timeout_s: float = SEEN_S, counts: Mapping[str, int] | None = None
 ) -> dict[tuple[str, str], list[float]]:
+    """Wait until there is a target of each, and as many as `counts` says of the jobs it names, and all are up."""
     found: dict[tuple[str, str], list[float]] = {}
 
     def pending() -> list[str]:
         nonlocal found
         found = targets(ask)
         missing = [f"no target of {job} {where}".strip() for job, where in sorted(expected - set(found))]
+        seen = {job: len(found.get((job, ""), ())) for job in counts or {}}
+        missing += [f"{seen[job]} of {count} of {job}" for job, count in (counts or {}).items() if seen[job] < count]
         return missing + [f"{key}: down" for key, values in found.items() if 0.0 in values]
 
     wait_for("every target is up", pending, timeout_s=timeout_s, interval_s=2)
@@ -71,10 +74,10 @@ def wait_for_targets(
 def test_every_target_is_up_in_every_environment(ask: Ask, settings: Settings) -> None:
     expected = {(job, "") for job in JOBS | (EDGE_JOBS if settings.edge is not Edge.NONE else set())}
     expected |= {("demo-app", environment) for environment in environments()}
-    found = wait_for_targets(ask, expected)
-    assert len(found["node-exporter", ""]) == NODES
-    assert len(found["kubelet", ""]) == 2 * NODES, "each kubelet, and its cAdvisor"
-    assert len(found["flux", ""]) == len(fluxcli.CONTROLLERS)
+    # Each kubelet, and its cAdvisor.
+    counts = {"node-exporter": NODES, "kubelet": 2 * NODES, "flux": len(fluxcli.CONTROLLERS)}
+    found = wait_for_targets(ask, expected, counts=counts)
+    assert {job: len(found[job, ""]) for job in counts} == counts
     assert not {job for job, _ in found} & {"etcd", "kube-scheduler", "kube-controller-manager"}
     assert set(found) == expected, "and nothing is watched twice"
 
