@@ -5,12 +5,11 @@ https://kubernetes.io/docs/concepts/overview/kubernetes-api/#aggregated-discover
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-PATHS = ("/api", "/apis")
 ACCEPT = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
 
 
@@ -33,7 +32,12 @@ class Kind:
 Kinds = dict[tuple[str, str], Kind]
 
 
-def kinds_in(listed: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], Kind]]:
+def served(get: Callable[[str], Mapping[str, Any]]) -> Kinds:
+    """Return every kind that a server serves, by apiVersion and kind; `get` asks it for a path, accepting ACCEPT."""
+    return {key: kind for path in ("/api", "/apis") for key, kind in _kinds_in(get(path))}
+
+
+def _kinds_in(listed: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], Kind]]:
     """Yield the kinds of one of the two lists, by apiVersion and kind."""
     for group in listed.get("items", []):
         name = group.get("metadata", {}).get("name", "")

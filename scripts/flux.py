@@ -14,7 +14,7 @@ from scripts import console
 from scripts.appimage import IMAGE_IN_CLUSTER
 from scripts.cache import Cache, digest_of
 from scripts.fluxinstall import install_manifests
-from scripts.kube import FLUX_KINDS, Kube, Object, condition, is_ready
+from scripts.kube import FLUX_KINDS, Kube, Object, condition, is_ready, owner_labels
 from scripts.monitoring import chart, full
 from scripts.outcome import Outcome
 from scripts.process import run
@@ -35,7 +35,6 @@ from scripts.versions import Versions
 from scripts.waiting import wait_for
 
 ROOT_NAME = "flux-system"
-KUSTOMIZE_GROUP = "kustomize.toolkit.fluxcd.io"
 GIT_SECRET = "git-credentials"
 RECEIVER_SECRET = "git-push-token"
 STATE_CONFIG_MAP = "gitops-lab"
@@ -218,9 +217,7 @@ def define_early(kube: Kube, kustomize: Path) -> None:
     built = run([kustomize, "build", ROOT / sync["spec"]["path"]], timeout_s=60).stdout
     objects = [o for o in yaml.load_all(built, yaml.CSafeLoader) if o["kind"] == "CustomResourceDefinition"]
     for thing in objects:
-        thing["metadata"].setdefault("labels", {}).update(
-            {f"{KUSTOMIZE_GROUP}/name": sync["metadata"]["name"], f"{KUSTOMIZE_GROUP}/namespace": FLUX_NAMESPACE}
-        )
+        thing["metadata"].setdefault("labels", {}).update(owner_labels(sync["metadata"]["name"], FLUX_NAMESPACE))
     console.note("applying the definitions of the infrastructure")
     kube.apply(objects, "kustomize-controller")
 

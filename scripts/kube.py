@@ -306,16 +306,19 @@ class Kube:
         return {}
 
     def _served(self) -> discovery.Kinds:
-        found: discovery.Kinds = {}
-        for path in discovery.PATHS:
-            found.update(discovery.kinds_in(json.loads(self._get(path, discovery.ACCEPT, {}))))
-        return found
+        return discovery.served(lambda path: json.loads(self._get(path, discovery.ACCEPT, {})))
 
     def events(self, namespace: str, limit: int = 200) -> list[Object]:
         """Return a namespace's events, oldest first."""
         found = self.call(self.core.list_namespaced_event, namespace, limit=limit)
         items = [self.to_dict(e) for e in found.items]
         return sorted(items, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
+
+
+def owner_labels(name: str, namespace: str) -> dict[str, str]:
+    """Return the labels that kustomize-controller puts on all that a Kustomization applies."""
+    group = FLUX_KINDS["Kustomization"][0]
+    return {f"{group}/name": name, f"{group}/namespace": namespace}
 
 
 def _rank(thing: Object) -> int:

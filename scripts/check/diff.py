@@ -19,7 +19,7 @@ from scripts.check.renderer import Applied
 from scripts.check.runner import Options, check
 from scripts.errors import LabError, UsageError
 from scripts.git import git
-from scripts.kube import Kube
+from scripts.kube import Kube, owner_labels
 
 _HASH = re.compile(r"-[a-z0-9]{10}$")
 _MASK = "***"
@@ -210,7 +210,7 @@ def _as_flux_applies(resource: Resource, flux: FluxObject) -> dict[str, Any]:
     """Return an object with the labels that kustomize-controller puts on all it applies."""
     data = dict(resource.data)
     metadata = dict(data.get("metadata") or {})
-    owner = {"kustomize.toolkit.fluxcd.io/name": flux.name, "kustomize.toolkit.fluxcd.io/namespace": flux.namespace}
+    owner = owner_labels(flux.name, flux.namespace)
     metadata["labels"] = {**(metadata.get("labels") or {}), **owner}
     data["metadata"] = metadata
     return data

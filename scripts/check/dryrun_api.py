@@ -109,10 +109,7 @@ class Api:
 
     def kinds(self) -> Kinds:
         """Return every kind that the server serves, by apiVersion and kind, in two requests."""
-        found: Kinds = {}
-        for path in discovery.PATHS:
-            found.update(discovery.kinds_in(self.request("GET", path, accept=discovery.ACCEPT).body))
-        return found
+        return discovery.served(lambda path: self.request("GET", path, accept=discovery.ACCEPT).body)
 
 
 def _dry(dry_run: bool) -> dict[str, str]:

@@ -9,6 +9,7 @@ import pytest
 from scripts import docker, flux
 from scripts.git import environment_branch
 from scripts.images import REPOSITORY
+from scripts.kube import owner_labels
 from scripts.settings import APP_NAME, FLUX_NAMESPACE, Edge, environments, source_name
 
 SOURCES = {
@@ -85,7 +86,8 @@ def test_definitions_that_setup_brought_early_are_fluxs_alone(kube):
     """Else a field that Git drops would stay, held by setup, and setup would undo what Git adds."""
     listed = kube.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")["items"]
     marks = [d["metadata"] for d in listed]
-    brought = [m for m in marks if m.get("labels", {}).get(f"{flux.KUSTOMIZE_GROUP}/name") == "infrastructure-sync"]
+    owner = owner_labels("infrastructure-sync", FLUX_NAMESPACE)
+    brought = [m for m in marks if owner.items() <= m.get("labels", {}).items()]
     assert "servicemonitors.monitoring.coreos.com" in {m["name"] for m in brought}
     for mark in brought:
         applied = {f["manager"] for f in mark["managedFields"] if f["operation"] == "Apply"}
