@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -80,6 +81,23 @@ class Checked:
 
 def check(options: Options, need_renderings: bool = False) -> Checked:
     """Check a tree; what an earlier run knew of the same contents is taken over."""
+    with _no_collections():
+        return _check(options, need_renderings)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Leave out Python's search for cycles: what a check reads makes none, and is looked through again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _check(options: Options, need_renderings: bool) -> Checked:
     started = time.monotonic()
     store = Store(options.cache / digest(options.store_name or str(options.root.resolve()))[:16])
     # What a file holds is known by its content and by the code that read it.

