@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,8 +69,7 @@ class CoreSchemas:
         # The files are named by the group's first label, which other groups may share.
         if kind.group and "." in kind.group and not kind.group.endswith(".k8s.io"):
             return None
-        parts = [kind.kind.lower(), kind.group.partition(".")[0], kind.version]
-        path = self.folder / ("-".join(p for p in parts if p) + ".json")
+        path = self._file_of(kind)
         if not path.is_file():
             return None
         schema: dict[str, Any] = json.loads(path.read_text())
@@ -89,6 +88,20 @@ class CoreSchemas:
                 pending.extend(_references(needed[name]))
         whole = _local({**schema, "$defs": needed})
         return dict(whole)
+
+    def kinds(self) -> Iterator[ObjectKind]:
+        """Yield every kind that `schema` has an answer for, lists of others left out."""
+        for path in sorted(self.folder.glob("*.json")):
+            properties = json.loads(path.read_text()).get("properties", {})
+            versions, names = (properties.get(field, {}).get("enum", []) for field in ("apiVersion", "kind"))
+            for kind in (ObjectKind.of(version, name) for version in versions for name in names):
+                # Options and answers of every group share a file.
+                if not kind.kind.endswith("List") and self._file_of(kind) == path:
+                    yield kind
+
+    def _file_of(self, kind: ObjectKind) -> Path:
+        parts = [kind.kind.lower(), kind.group.partition(".")[0], kind.version]
+        return self.folder / ("-".join(p for p in parts if p) + ".json")
 
 
 def _references(schema: Any) -> Iterator[str]:
@@ -115,6 +128,43 @@ def _local(schema: Any) -> Any:
         # A property of this name is a schema, not a text.
         if not (key == "description" and isinstance(value, str))
     }
+
+
+def pruned(schema: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return a schema that says the same as another of objects which have, at any depth, no other fields than some.
+
+    kubeconform reads all of a schema before it looks at the first object, and what most of them say is of fields that
+    nobody sets.
+
+    Args:
+        schema: the schema, with all that it refers to in `$defs`.
+        names: the fields' names.
+    """
+    root = {key: value for key, value in schema.items() if key != "$defs"}
+    slim = _pruned(root, names)
+    needed: dict[str, Any] = {}
+    pending = list(_references(slim))
+    while pending:
+        name = pending.pop()
+        if name not in needed:
+            needed[name] = _pruned(schema["$defs"][name], names)
+            pending.extend(_references(needed[name]))
+    return {**slim, "$defs": needed} if needed else dict(slim)
+
+
+def _pruned(schema: Any, names: Collection[str]) -> Any:
+    if isinstance(schema, list):
+        return [_pruned(item, names) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    slim = dict(schema)
+    if "properties" in slim:
+        # Known by its name still: what isn't named at all is refused.
+        slim["properties"] = {n: _pruned(s, names) if n in names else {} for n, s in slim["properties"].items()}
+    for keyword in ("items", "additionalProperties", "anyOf", "oneOf", "allOf", "not"):
+        if keyword in slim:
+            slim[keyword] = _pruned(slim[keyword], names)
+    return slim
 
 
 def without_descriptions(text: str) -> str:

@@ -96,7 +96,7 @@ def ensure_tools(settings: Settings) -> str:
 
 
 def note_tools(settings: Settings) -> None:
-    """Note that the tools, as they are, are those of the pins, and lay Flux's own schemas beside them."""
+    """Note that the tools, as they are, are those of the pins, and lay the schemas beside them that every tree needs."""
     from scripts.check.validate import make_schemas
 
     make_schemas(definitions(settings), Store(check_cache(settings) / SHARED))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from scripts.check.scratch import scratch
 from scripts.check.store import Store, code_digest, digest, digest_of_text, identity_of
 from scripts.check.yamlfile import load_one, to_plain
 from scripts.process import CommandError, Completed, run
-from scripts.schemas import TEMPLATE, CoreSchemas, ObjectKind, crd_schemas, defined_kind, without_descriptions
+from scripts.schemas import TEMPLATE, CoreSchemas, ObjectKind, crd_schemas, defined_kind, pruned, without_descriptions
 from scripts.settings import FLUX_CD
 
 KUBECONFORM_TIMEOUT_S = 120
@@ -165,7 +165,6 @@ class Validator:
             yield lambda: found
             return
         batches = _batched(objects)
-        kinds = {ObjectKind.of(resource.api_version, resource.kind) for resource in objects.values()}
         with (
             scratch("schema") as folder,
             ThreadPoolExecutor(1, "kubeconform") as pool,
@@ -173,7 +172,7 @@ class Validator:
             schemas, files = Path(folder) / "schemas", Path(folder) / "objects"
             schemas.mkdir()
             files.mkdir()
-            self._write_schemas(schemas, kinds, definitions)
+            self._write_schemas(schemas, _fields_of(objects.values()), definitions)
             for index, batch in enumerate(batches):
                 (files / f"{index}.yaml").write_text("---\n".join(batch.values()))
             done = pool.submit(
@@ -194,27 +193,24 @@ class Validator:
 
             yield messages
 
-    def _write_schemas(self, folder: Path, kinds: set[ObjectKind], definitions: Iterable[str]) -> None:
-        core = CoreSchemas(self.definitions.kubernetes)
-        wanted = {(k.group, k.kind) for k in kinds}
-        written: set[ObjectKind] = set()
+    def _write_schemas(
+        self, folder: Path, fields: Mapping[ObjectKind, Collection[str]], definitions: Iterable[str]
+    ) -> None:
+        """Write the schemas of some kinds, each as far as the fields that their objects have need it."""
+        wanted = {(k.group, k.kind) for k in fields}
+        found: dict[ObjectKind, str] = {}
         for text in (*definitions, *definition_texts(self.definitions)):
             about = defined_kind(text)
             if about is not None and about not in wanted:
                 continue
             for kind, schema in schemas_of(text, self.schemas):
-                if kind in kinds and kind not in written:
-                    written.add(kind)
-                    (folder / kind.file_name).write_text(schema)
-        for kind in kinds - written:
-            key = digest("core", code_digest(), self.definitions.kubernetes, str(core.folder), kind.file_name)
-            schema_text = self.schemas.get("schemas", key)
-            if schema_text is None:
-                found = core.schema(kind)
-                schema_text = json.dumps(found, separators=(",", ":")) if found is not None else ""
-                self.schemas.put("schemas", key, schema_text)
-            if schema_text:
-                (folder / kind.file_name).write_text(schema_text)
+                if kind in fields:
+                    found.setdefault(kind, schema)
+        core = CoreSchemas(self.definitions.kubernetes)
+        for kind, names in fields.items():
+            whole = found.get(kind) or _core_schema(core, kind, self.schemas)
+            if whole:
+                (folder / kind.file_name).write_text(_as_json(pruned(json.loads(whole), names)))
 
     def _findings(
         self, rendering: Rendering, messages: dict[str, list[_Message]], elsewhere: _Elsewhere
@@ -283,10 +279,41 @@ def schemas_of(text: str, store: Store, node: Node | None = None) -> Iterator[tu
         except (KeyError, TypeError, ValueError):
             # Not a definition that the API server would take: its own check says so.
             made = []
-        record = [[k.group, k.version, k.kind, json.dumps(s, separators=(",", ":"))] for k, s in made]
+        record = [[k.group, k.version, k.kind, _as_json(s)] for k, s in made]
         store.put("schemas", key, record)
     for group, version, kind, schema in record:
         yield ObjectKind(group, version, kind), schema
+
+
+def _core_schema(core: CoreSchemas, kind: ObjectKind, store: Store) -> str:
+    """Return the schema of a kind of Kubernetes' own, from the store if it was made before; empty of another kind."""
+    key = digest("core", code_digest(), str(core.folder), kind.file_name)
+    text = store.get("schemas", key)
+    if text is None:
+        found = core.schema(kind)
+        text = _as_json(found) if found is not None else ""
+        store.put("schemas", key, text)
+    return str(text)
+
+
+def _as_json(schema: Any) -> str:
+    return json.dumps(schema, separators=(",", ":"))
+
+
+def _fields_of(resources: Iterable[Resource]) -> dict[ObjectKind, set[str]]:
+    """Return the names of all fields, at any depth, that the objects of each kind have."""
+    found: dict[ObjectKind, set[str]] = {}
+    for resource in resources:
+        names = found.setdefault(ObjectKind.of(resource.api_version, resource.kind), set())
+        pending: list[Any] = [resource.data]
+        while pending:
+            value = pending.pop()
+            if isinstance(value, dict):
+                names.update(value)
+                pending += value.values()
+            elif isinstance(value, list):
+                pending += value
+    return found
 
 
 def definition_texts(definitions: Definitions) -> Iterator[str]:
@@ -298,10 +325,13 @@ def definition_texts(definitions: Definitions) -> Iterator[str]:
 
 
 def make_schemas(definitions: Definitions, store: Store) -> None:
-    """Keep the schemas of the definitions from besides the tree, which are the same for every tree."""
+    """Keep the schemas that are the same for every tree: Kubernetes' own, and those of the definitions from besides it."""
     for text in definition_texts(definitions):
         for _ in schemas_of(text, store):
             pass
+    core = CoreSchemas(definitions.kubernetes)
+    for kind in core.kinds():
+        _core_schema(core, kind, store)
 
 
 def _bundled() -> list[Path]:

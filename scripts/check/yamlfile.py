@@ -96,8 +96,8 @@ class _Loader(yaml.CSafeLoader):
         super().__init__(stream)
         # Both are called for every node. No tag here depends on where a node stands: one does nothing, in C, and the other
         # counts the nodes.
-        self.descend_resolver = operator.is_
-        self.ascend_resolver = _values_left().__next__
+        self.descend_resolver = operator.is_  # type: ignore[method-assign, assignment]
+        self.ascend_resolver = _values_left().__next__  # type: ignore[method-assign]
 
     def resolve(self, kind: type[Node], value: Any, implicit: Any) -> str:
         """Return the tag of a node without one."""

@@ -1,10 +1,12 @@
 import json
+from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from scripts import versions
 from scripts.errors import LabError
-from scripts.schemas import CoreSchemas, ObjectKind, crd_schemas, defined_kind
+from scripts.schemas import CoreSchemas, ObjectKind, crd_schemas, defined_kind, pruned
 
 CRD = {
     "spec": {
@@ -99,3 +101,64 @@ def test_what_a_definition_defines_is_read_from_its_text() -> None:
     text = "kind: CustomResourceDefinition\nspec:\n  group: example.com\n  names:\n    categories:\n    - all\n    kind: Widget\n"
     assert defined_kind(text) == ("example.com", "Widget")
     assert defined_kind('{"kind": "CustomResourceDefinition"}') is None
+
+
+def deployment(**container: Any) -> dict[str, Any]:
+    labels = {"app": "web"}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "web", **container}]}}
+    spec = {"selector": {"matchLabels": labels}, "template": template}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": spec}
+
+
+def fields_of(value: Any) -> set[str]:
+    if isinstance(value, list):
+        return set().union(*map(fields_of, value))
+    return set(value).union(*map(fields_of, value.values())) if isinstance(value, dict) else set()
+
+
+DEPLOYMENTS = {
+    "in order": deployment(image="web:1", ports=[{"containerPort": 80}]),
+    "unknown field": deployment(image="web:1", imagePullPolice="Always"),
+    "wrong type deep inside": deployment(ports=[{"containerPort": "eighty"}], resources={"limits": {"cpu": 1}}),
+    "field missing": deployment(ports=[{"name": "http"}], env=[{"value": "1"}]),
+    "a field of another place": deployment(matchLabels={"app": "web"}),
+    "a probe with nothing in it": deployment(livenessProbe={"httpGet": {"path": "/"}}),
+    "not an object": deployment(securityContext="none"),
+    "a list where an object is wanted": deployment(resources=[]),
+}
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_pruned_schema_says_of_an_object_what_the_whole_one_says(core: CoreSchemas, name: str) -> None:
+    whole = core.schema(ObjectKind.of("apps/v1", "Deployment"))
+    assert whole is not None
+    slim = pruned(whole, fields_of(DEPLOYMENTS[name]))
+
+    def said(schema: dict[str, Any]) -> list[tuple[str, str]]:
+        return sorted((e.json_path, e.message) for e in Draft202012Validator(schema).iter_errors(DEPLOYMENTS[name]))
+
+    assert said(slim) == said(whole)
+    assert bool(said(whole)) is (name != "in order")
+    assert len(json.dumps(slim)) < len(json.dumps(whole)) / 2
+
+
+def test_pruning_knows_a_field_from_a_keyword_of_schemas() -> None:
+    _, whole = next(crd_schemas({"spec": {**CRD["spec"], "versions": [{"name": "v1", "schema": {"openAPIV3Schema": {
+        "type": "object",
+        "properties": {
+            "properties": {"type": "object", "properties": {"not": {"type": "string"}, "b": {"type": "string"}}},
+            "items": {"type": "array", "items": {"type": "object", "properties": {"c": {"type": "integer"}}}},
+        },
+    }}}]}}))  # fmt: skip
+    slim = pruned(whole, {"properties", "not", "items"})
+    assert slim["properties"]["properties"]["properties"] == {"not": {"type": "string"}, "b": {}}
+    assert slim["properties"]["items"]["items"]["properties"] == {"c": {}}
+    assert slim["properties"]["items"]["items"]["additionalProperties"] is False
+
+
+def test_every_kind_of_kubernetes_has_a_schema_and_a_file_of_its_own(core: CoreSchemas) -> None:
+    kinds = list(core.kinds())
+    assert {ObjectKind("apps", "v1", "Deployment"), ObjectKind("", "v1", "Pod")} <= set(kinds)
+    assert ObjectKind("", "v1", "PodList") not in kinds
+    assert len({k.file_name for k in kinds}) == len(kinds) > 80
+    assert all(core.schema(kind) for kind in kinds)
