@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import statistics
@@ -16,7 +17,7 @@ from typing import Any
 
 from scripts.bench_measure import Measure
 from scripts.check.apiserver import find_binaries, kept_warm
-from scripts.check.bench_peers import measure_peers
+from scripts.check.bench_peers import Runs, measure_peers
 from scripts.check.commands import ensure_tools, note_tools
 from scripts.errors import LabError
 from scripts.settings import CHECK_TOOLS, DRY_RUN_TOOLS, FLUX_CD, ROOT, Settings
@@ -51,9 +52,10 @@ def measure_check(settings: Settings, peers: Path | None = None) -> tuple[list[M
     with tempfile.TemporaryDirectory(prefix="gitops-lab-bench-check-") as folder:
         place = Path(folder)
         tree = _copied(FLUX_CD, place)
-        own = _time_tree(settings, tree, place)
+        own = _runs(settings, tree, place)
+        cold, warm = ([run() for _ in range(REPEATS)] for run in (own.cold, own.warm))
         deployment = tree / "applications" / "_base-app-config" / "deployment.yaml"
-        changed = [_run(settings, tree, own.cache) for _ in _changes(deployment)]
+        changed = [own.warm() for _ in _changes(deployment)]
         trees = {count: _overlays(place, count) for count in OVERLAYS}
         many = {count: _run(settings, each, _fresh(settings, place, str(count))) for count, each in trees.items()}
         # To watch memory takes time from what is watched, so those are runs of their own.
@@ -67,18 +69,17 @@ def measure_check(settings: Settings, peers: Path | None = None) -> tuple[list[M
         dry_run = _time_dry_run(settings, tree, deployment, place)
         beside: list[Measure] = []
         of_peers: dict[str, Any] = {}
-        for other in [tree, *sorted((peers / "trees").glob("*"))] if peers else []:
-            timed = own if other is tree else _time_tree(settings, _copied(other, place), place)
-            found, of_peers[other.name] = measure_peers(
-                settings, timed.tree, peers or place, timed.cold_s, timed.warm_s, place
-            )
-            beside += found
+        if peers:
+            others = [_copied(other, place) for other in sorted((peers / "trees").glob("*"))]
+            for each, runs in [(tree, own), *((other, _runs(settings, other, place)) for other in others)]:
+                found, of_peers[each.name] = measure_peers(settings, each, peers, runs, place)
+                beside += found
     per_overlay = {count: timed.seconds / count for count, timed in many.items()}
     memory = max(t.memory_mib for t in watched.values())
     measures = [
-        Measure("check of this tree, empty cache", own.cold_s, GOALS["cold_s"], "s"),
-        Measure("check after a file of the base changed", _median(changed), GOALS["changed_s"], "s"),
-        Measure("check with nothing changed", own.warm_s, GOALS["warm_s"], "s"),
+        Measure("check of this tree, empty cache", statistics.median(cold), GOALS["cold_s"], "s"),
+        Measure("check after a file of the base changed", statistics.median(changed), GOALS["changed_s"], "s"),
+        Measure("check with nothing changed", statistics.median(warm), GOALS["warm_s"], "s"),
         Measure("check of 100 overlays, empty cache", many[100].seconds, GOALS["overlays_s"], "s"),
         Measure("time per overlay, 400 over 100", per_overlay[400] / per_overlay[100], LINEAR, "x"),
         Measure("most memory of a check", memory, GOALS["memory_mib"], "MiB"),
@@ -89,33 +90,15 @@ def measure_check(settings: Settings, peers: Path | None = None) -> tuple[list[M
         *beside,
     ]
     details = {
-        "cold_s": [t.seconds for t in own.cold],
-        "changed_s": [t.seconds for t in changed],
-        "warm_s": [t.seconds for t in own.warm],
+        "cold_s": cold,
+        "changed_s": changed,
+        "warm_s": warm,
         "overlays_s": {str(count): t.seconds for count, t in many.items()},
         "memory_mib": {name: t.memory_mib for name, t in watched.items()},
         "dry_run_s": {name: [t.seconds for t in runs] for name, runs in dry_run.items()},
         "peers": of_peers,
     }
     return measures, details
-
-
-@dataclass(frozen=True)
-class _TimedTree:
-    """A tree's runs with an empty cache and with nothing changed, and the cache of the latter."""
-
-    tree: Path
-    cache: Path
-    cold: list[Timed]
-    warm: list[Timed]
-
-    @property
-    def cold_s(self) -> float:
-        return _median(self.cold)
-
-    @property
-    def warm_s(self) -> float:
-        return _median(self.warm)
 
 
 def _copied(tree: Path, place: Path) -> Path:
@@ -126,11 +109,15 @@ def _copied(tree: Path, place: Path) -> Path:
     return copy
 
 
-def _time_tree(settings: Settings, tree: Path, place: Path) -> _TimedTree:
-    cold = [_run(settings, tree, _fresh(settings, place, f"{tree.name}-cold-{n}")) for n in range(REPEATS)]
+def _runs(settings: Settings, tree: Path, place: Path) -> Runs:
+    """Return how to run the check over a tree; a warm run is one that knows what the tree was at the last one."""
+    numbers = itertools.count()
     cache = _fresh(settings, place, f"{tree.name}-warm")
     _run(settings, tree, cache)
-    return _TimedTree(tree, cache, cold, [_run(settings, tree, cache) for _ in range(REPEATS)])
+    return Runs(
+        lambda: _run(settings, tree, _fresh(settings, place, f"{tree.name}-cold-{next(numbers)}")).seconds,
+        lambda: _run(settings, tree, cache).seconds,
+    )
 
 
 def _changes(deployment: Path) -> Iterator[None]:

@@ -14,6 +14,8 @@ import shutil
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import console, versions
@@ -115,37 +117,58 @@ def _step(args: list[str | Path], stdin: str = "", env: dict[str, str] | None = 
     return done.stdout
 
 
+@dataclass(frozen=True)
+class Runs:
+    """How to run the check over a tree once, each giving its seconds: with an empty cache, and with that of the last run."""
+
+    cold: Callable[[], float]
+    warm: Callable[[], float]
+
+
 def measure_peers(
-    settings: Settings, tree: Path, programs: Path, cold_s: float, warm_s: float, place: Path
+    settings: Settings, tree: Path, programs: Path, check: Runs, place: Path
 ) -> tuple[list[Measure], dict[str, list[float]]]:
-    """Time the peers whose programs are in a folder, against the check's own times on the same tree."""
+    """Time the peers whose programs are in a folder, turn by turn with the check on the same tree.
+
+    A machine that others use too is slow for seconds at a time: each ratio is the median of those of neighbouring runs.
+    """
     measures: list[Measure] = []
     details: dict[str, list[float]] = {}
     name = tree.name
     if (programs / "yq").exists():
         schemas = place / f"schemas-{name}"
         write_schemas(tree, settings, versions.load(), schemas)
-        runs = [time_validate(tree, settings.tools_dir, programs / "yq", schemas) for _ in range(REPEATS)]
-        details["validate_s"] = runs
-        script_s = statistics.median(runs)
-        measures.append(Measure(f"{name}: the example's validate steps", script_s, None, "s"))
-        for what, seconds in (("empty cache", cold_s), ("nothing changed", warm_s)):
+        turns = _in_turns(
+            lambda: time_validate(tree, settings.tools_dir, programs / "yq", schemas), check.cold, check.warm
+        )
+        details["validate_s"], *ours = turns
+        measures.append(Measure(f"{name}: the example's validate steps", statistics.median(turns[0]), None, "s"))
+        for what, seconds in zip(("empty cache", "nothing changed"), ours, strict=True):
             measures.append(
-                Measure(f"{name}: check, {what}, of the validate steps", seconds / script_s, OF_SCRIPT, "x")
+                Measure(f"{name}: check, {what}, of the validate steps", _ratio(seconds, turns[0]), OF_SCRIPT, "x")
             )
     if (programs / "flate").exists():
         copy = flates_copy(tree, place)
+        caches = (place / f"flate-{name}-{n}" for n in range(REPEATS))
         try:
-            cold = [time_flate(copy, programs / "flate", place / f"flate-{name}-{n}") for n in range(REPEATS)]
+            cold, our_cold = _in_turns(lambda: time_flate(copy, programs / "flate", next(caches)), check.cold)
         except LabError as error:
             # It fetches charts and other sources: without a network it has no time to compare with.
             first = next((line.strip() for line in error.details.splitlines() if "✗" in line), error.what)
             console.warn(f"{name}: flate is not measured: {first}")
             return measures, details
-        warm = [time_flate(copy, programs / "flate", place / f"flate-{name}-0") for _ in range(REPEATS)]
+        warm, our_warm = _in_turns(lambda: time_flate(copy, programs / "flate", place / f"flate-{name}-0"), check.warm)
         details |= {"flate_cold_s": cold, "flate_warm_s": warm}
-        measures.append(
-            Measure(f"{name}: check over flate test all, empty caches", cold_s / statistics.median(cold), 1.0, "x")
-        )
-        measures.append(Measure(f"{name}: check over flate test all, warm", warm_s / statistics.median(warm), 1.0, "x"))
+        measures.append(Measure(f"{name}: check over flate test all, empty caches", _ratio(our_cold, cold), 1.0, "x"))
+        measures.append(Measure(f"{name}: check over flate test all, warm", _ratio(our_warm, warm), 1.0, "x"))
     return measures, details
+
+
+def _in_turns(*runs: Callable[[], float]) -> list[list[float]]:
+    """Run each in its turn, several times, and return the seconds of each."""
+    turns = [[run() for run in runs] for _ in range(REPEATS)]
+    return [list(seconds) for seconds in zip(*turns, strict=True)]
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
