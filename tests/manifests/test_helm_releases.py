@@ -178,6 +178,21 @@ def test_a_charts_definition_is_what_its_objects_are_held_to(tmp_path: Path, loo
     ]  # fmt: skip
 
 
+def test_each_item_of_a_list_that_a_chart_makes_is_held_to_its_own_schema(tmp_path: Path, look: Look) -> None:
+    items = "".join(
+        f"- apiVersion: v1\n  kind: {kind}\n  metadata:\n    name: {kind.lower()}\n  {field}:\n    a: b\n"
+        for kind, field in (("ConfigMap", "dat"), ("Secret", "stringDate"))
+    )
+    made = chart(templates__list_yaml=f"apiVersion: v1\nkind: List\nmetadata: {{}}\nitems:\n{items}")
+    tree(tmp_path / "tree", release(from_tree()), below("charts/web", made))
+    report = look(stages=(Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA))
+    assert {rule for rule, _, _ in told(report)} == {"unknown-field"}
+    assert {message.partition(" (")[0] for _, _, message in told(report)} == {
+        "there is no field dat",
+        "there is no field stringDate",
+    }
+
+
 def test_what_the_tree_defines_is_what_a_chart_is_told_that_the_cluster_serves(tmp_path: Path, look: Look) -> None:
     shown = SETTINGS + '  has: {{ .Capabilities.APIVersions.Has "example.com/v1/Widget" | quote }}\n'
     root = tree(tmp_path / "tree", release(from_tree()), below("charts/web", chart(templates__settings_yaml=shown)))

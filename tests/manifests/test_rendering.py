@@ -1,6 +1,7 @@
 """A folder is rendered as kustomize-controller applies it: what a Flux Kustomization says is done to it, in Flux's way."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from scripts.check.commands import write_builds
 from scripts.check.model import Finding, Place, Rendered, Stage
 from scripts.check.runner import ExtraStage, Options, check
+from scripts.errors import UsageError
 from tests.manifests.checking import HEAD, checked, config_map, flux, options, renderings, write
 from tests.manifests.conftest import load_all
 
@@ -30,6 +32,33 @@ spec:
       - name: main
         image: registry.lab/web:1.0
 """
+
+
+@pytest.fixture
+def collector() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    yield
+    (gc.enable if was_enabled else gc.disable)()
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_pythons_collector_is_left_as_it_was(collector: None, is_enabled: bool, tmp_path: Path) -> None:
+    tree = write(
+        tmp_path / "tree", {"kustomization.yaml": HEAD + "resources: [settings.yaml]\n", "settings.yaml": config_map()}
+    )
+    (gc.enable if is_enabled else gc.disable)()
+    seen: list[bool] = []
+
+    def look(rendered: Sequence[Rendered], options: Options) -> list[Finding]:
+        seen.append(gc.isenabled())
+        return []
+
+    assert checked(tree, tmp_path / "cache", extra=(ExtraStage(Stage.LINT, look),)).ok
+    assert seen == [False], "it would go through all that was read again and again"
+    assert gc.isenabled() is is_enabled
+    with pytest.raises(UsageError):
+        checked(tmp_path / "nowhere", tmp_path / "cache")
+    assert gc.isenabled() is is_enabled
 
 
 def one(rendered: Rendered, kind: str) -> dict[str, Any]:
