@@ -18,9 +18,11 @@ from scripts.check.store import (
     code_digest,
     digest,
     digest_of_text,
+    drop_unused,
     from_record,
     identity_below,
     identity_of,
+    store_of,
     to_record,
 )
 from scripts.check.tree import Tree, join
@@ -99,7 +101,7 @@ def _no_collections() -> Iterator[None]:
 
 def _check(options: Options, need_renderings: bool) -> Checked:
     started = time.monotonic()
-    store = Store(options.cache / digest(options.store_name or str(options.root.resolve()))[:16])
+    store = store_of(options.cache, options.store_name or str(options.root.resolve()))
     # What a file holds is known by its content and by the code that read it.
     known_files = f"{'copy' if options.store_name else 'own'}-{code_digest()[:16]}"
     tree = Tree(options.root)
@@ -127,6 +129,7 @@ def _check(options: Options, need_renderings: bool) -> Checked:
             store.drop_old("files", [known_files])
         store.put("results", key, {**_record_of(report, tree), "charts": outside})
         store.drop_old("results", [key])
+        drop_unused(options.cache)
     return replace(checked, report=report)
 
 

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import shutil
 import sys
 import tempfile
 import time
@@ -19,7 +21,13 @@ from scripts.check.model import Finding, Place, Severity, Stage
 # Below the check's cache: what is the same for every tree.
 SHARED = "shared"
 KEEP_S = 14 * 24 * 3600
+_OF_TREE = re.compile(r"[0-9a-f]{16}")
 _SCRIPTS = Path(__file__).resolve().parent.parent
+
+
+def store_of(cache: Path, tree: str) -> Store:
+    """Return the store of a tree's records, by the tree's name."""
+    return Store(cache / digest(tree)[:16])
 
 
 class Store:
@@ -62,6 +70,24 @@ class Store:
             for record in records:
                 if record.name not in used_files and record.stat().st_mtime < limit:
                     Path(record.path).unlink(missing_ok=True)
+
+
+def drop_unused(cache: Path) -> None:
+    """Remove what is left of trees that nothing new was found of in a fortnight: most of them are gone themselves.
+
+    Schemas are dropped by their age too, since those of earlier code are never asked for: who still needs one makes it.
+    """
+    limit = time.time() - KEEP_S
+    Store(cache / SHARED).drop_old("schemas", ())
+    with contextlib.suppress(OSError), os.scandir(cache) as folders:
+        for folder in folders:
+            if _OF_TREE.fullmatch(folder.name) and _last_change(folder.path) < limit:
+                shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def _last_change(folder: str) -> float:
+    with os.scandir(folder) as kinds:
+        return max(Path(folder).stat().st_mtime, *(kind.stat().st_mtime for kind in kinds), 0.0)
 
 
 def digest(*parts: object) -> str:
