@@ -185,25 +185,56 @@ def check_out(root: Path, revision: str, into: Path) -> Path | None:
 
 
 def against_cluster(kube: Kube, applied: Sequence[Applied]) -> list[EnvironmentChange]:
-    """Return what applying the tree would change in a cluster, by the API server's own dry run."""
+    """Return what applying the tree would change in a cluster, by the API server's own dry run and Flux's inventories."""
+    there = {(k["metadata"]["namespace"], k["metadata"]["name"]): k for k in kube.list_custom("Kustomization")}
     changes = []
     for each in applied:
-        for flux in each.flux[:1] if each.rendering.built else []:
-            objects = [_as_flux_applies(r, flux) for r in each.rendering.resources]
-            done = kube.kubectl(
-                "diff", "--server-side", "--force-conflicts", f"--field-manager={_FIELD_MANAGER}", "--filename", "-",
-                check=False, timeout_s=120, input_text=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}),
-            )  # fmt: skip
-            if done.exit_code > 1:
-                said = done.stderr.strip().splitlines() or ["no reason given"]
-                raise LabError(
-                    f"The cluster refuses to compare {each.rendering.spec.folder}: {said[-1]}",
-                    "make status, and make kustomize-check",
-                )
-            objects_changed = tuple(_kubectl_changes(done.stdout))
-            if objects_changed:
-                changes.append(EnvironmentChange(f"{each.rendering.spec.folder} ({flux.name})", objects_changed))
+        if not each.rendering.built or not each.flux:
+            continue
+        flux = next((f for f in each.flux if (f.namespace, f.name) in there), each.flux[0])
+        live = there.get((flux.namespace, flux.name))
+        if live is None:
+            why = f"the cluster has no Kustomization {flux.namespace}/{flux.name}: left out there, or not applied yet"
+            objects = [_not_compared(each, why)]
+        else:
+            objects = [*_dry_run(kube, each, flux), *_pruned(live, each.rendering.resources)]
+        if objects:
+            changes.append(EnvironmentChange(f"{each.rendering.spec.folder} ({flux.name})", tuple(objects)))
     return changes
+
+
+def _not_compared(applied: Applied, why: str) -> ObjectChange:
+    count = len(applied.rendering.resources)
+    return ObjectChange(f"{count} object{'s' * (count != 1)}", "not compared", (why,))
+
+
+def _dry_run(kube: Kube, applied: Applied, flux: FluxObject) -> Iterator[ObjectChange]:
+    """Yield what would be added or changed; where the API server refuses to say, why it does."""
+    objects = [_as_flux_applies(r, flux) for r in applied.rendering.resources]
+    done = kube.kubectl(
+        "diff", "--server-side", "--force-conflicts", f"--field-manager={_FIELD_MANAGER}", "--filename", "-",
+        check=False, timeout_s=120, input_text=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}),
+    )  # fmt: skip
+    if done.exit_code > 1:
+        said = done.stderr.strip().splitlines() or ["no reason given"]
+        yield _not_compared(applied, f"the cluster refuses: {said[-1]}")
+    else:
+        yield from _kubectl_changes(done.stdout)
+
+
+def _pruned(kustomization: Mapping[str, Any], resources: Sequence[Resource]) -> Iterator[ObjectChange]:
+    """Yield what a Kustomization applied and would no longer, by its inventory of `namespace_name_group_kind`."""
+    if not (kustomization.get("spec") or {}).get("prune"):
+        return
+    kept = {(r.namespace, r.name, r.api_version.rpartition("/")[0], r.kind) for r in resources}
+    for entry in ((kustomization.get("status") or {}).get("inventory") or {}).get("entries") or []:
+        namespace, _, rest = str(entry["id"]).partition("_")
+        name, group, kind = rest.rsplit("_", 2)
+        # A colon, as in the names of roles, is written as two.
+        name = name.replace("__", ":")
+        if (namespace, name, group, kind) not in kept:
+            subject = ".".join(part for part in (group, entry.get("v"), kind, namespace, name) if part)
+            yield ObjectChange(subject, "removed", ())
 
 
 def _as_flux_applies(resource: Resource, flux: FluxObject) -> dict[str, Any]:
