@@ -226,7 +226,12 @@ def _pruned(kustomization: Mapping[str, Any], resources: Sequence[Resource]) -> 
     """Yield what a Kustomization applied and would no longer, by its inventory of `namespace_name_group_kind`."""
     if not (kustomization.get("spec") or {}).get("prune"):
         return
-    kept = {(r.namespace, r.name, r.api_version.rpartition("/")[0], r.kind) for r in resources}
+    # kustomize gives a namespace to what it does not know to stand outside of them too; an inventory has it empty there.
+    kept = {
+        (namespace, r.name, r.api_version.rpartition("/")[0], r.kind)
+        for r in resources
+        for namespace in (r.namespace, "")
+    }
     for entry in ((kustomization.get("status") or {}).get("inventory") or {}).get("entries") or []:
         namespace, _, rest = str(entry["id"]).partition("_")
         name, group, kind = rest.rsplit("_", 2)

@@ -1,10 +1,12 @@
 import json
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import yaml
 
 from scripts.check.build import Rendering
-from scripts.check.diff import against_cluster, as_markdown, as_text, compare
+from scripts.check.diff import EnvironmentChange, against_cluster, as_markdown, as_text, compare
 from scripts.check.fluxobjects import FluxObject, RenderSpec
 from scripts.check.model import Place, Rendered, Resource
 from scripts.check.renderer import Applied
@@ -91,26 +93,76 @@ def test_a_long_difference_is_cut_in_markdown() -> None:
     assert len(text.splitlines()) < 450
 
 
+class Cluster(Kube):
+    """A cluster that answers a comparison as told, and applies one Kustomization."""
+
+    def __init__(self, answer: Completed, inventory: Sequence[str] = (), prune: bool = True) -> None:
+        super().__init__("test")
+        self.answer = answer
+        self.sent: list[dict[str, Any]] = []
+        self.live: dict[str, Any] = {
+            "metadata": {"name": "apps", "namespace": "flux-system"},
+            "spec": {"prune": prune},
+            "status": {"inventory": {"entries": [{"id": i, "v": "v1"} for i in inventory]}} if inventory else {},
+        }
+
+    def list_custom(self, kind: str, namespace: str = "") -> list[dict[str, Any]]:
+        assert kind == "Kustomization"
+        return [self.live]
+
+    def kubectl(self, *args: Any, **kwargs: Any) -> Completed:
+        self.sent.append(json.loads(kwargs["input_text"]))
+        assert args[:3] == ("diff", "--server-side", "--force-conflicts")
+        return self.answer
+
+
+def applied(*things: dict[str, Any], by: str = "apps") -> Applied:
+    flux = FluxObject({"metadata": {"name": by, "namespace": "flux-system"}}, Place("x.yaml"))
+    texts = tuple(yaml.safe_dump(t) for t in things)
+    places = tuple(Place("x.yaml", n) for n in range(len(things)))
+    return Applied(Rendering(RenderSpec(by), "key", texts, things, places, built=True), [flux])
+
+
+def objects_of(changes: list[EnvironmentChange]) -> list[tuple[str, str]]:
+    return [(o.subject, o.verb) for c in changes for o in c.objects]
+
+
 def test_the_labels_that_flux_adds_are_no_difference() -> None:
-    flux = FluxObject({"metadata": {"name": "apps", "namespace": "flux-system"}}, Place("x.yaml"))
-    sent: list[dict[str, Any]] = []
-
-    class Cluster(Kube):
-        def kubectl(self, *args: Any, **kwargs: Any) -> Completed:
-            sent.append(json.loads(kwargs["input_text"]))
-            assert args[:3] == ("diff", "--server-side", "--force-conflicts")
-            return Completed((), 1, DIFF, "", 0.0)
-
-    spec = RenderSpec("apps")
-    text = yaml.safe_dump(thing("ConfigMap", "a", data={"x": "1"}))
-    rendering = Rendering(spec, "key", (text,), (yaml.safe_load(text),), (Place("x.yaml", 1),), built=True)
-    changes = against_cluster(Cluster("test"), [Applied(rendering, [flux])])
-    assert sent[0]["items"][0]["metadata"]["labels"] == {
+    cluster = Cluster(Completed((), 1, DIFF, "", 0.0))
+    changes = against_cluster(cluster, [applied(thing("ConfigMap", "a", data={"x": "1"}))])
+    assert cluster.sent[0]["items"][0]["metadata"]["labels"] == {
         "kustomize.toolkit.fluxcd.io/name": "apps",
         "kustomize.toolkit.fluxcd.io/namespace": "flux-system",
     }
-    assert [(o.subject, o.verb) for o in changes[0].objects] == [("v1.ConfigMap.dev.a", "changed")]
+    assert objects_of(changes) == [("v1.ConfigMap.dev.a", "changed")]
     assert '+  x: "1"' in changes[0].objects[0].lines
+
+
+def test_what_a_cluster_leaves_out_or_refuses_is_named_and_the_rest_compared() -> None:
+    refusal = Completed((), 2, "", 'warning\nno matches for kind "Thing" in version "example.org/v1"\n', 0.0)
+    things = [applied(thing("ConfigMap", "a"), by="elsewhere"), applied(thing("Thing", "b"), thing("Thing", "c"))]
+    left_out, refused = against_cluster(Cluster(refusal), things)
+    assert objects_of([left_out, refused]) == [("1 object", "not compared"), ("2 objects", "not compared")]
+    assert "no Kustomization flux-system/elsewhere" in left_out.objects[0].lines[0]
+    assert refused.objects[0].lines == ('the cluster refuses: no matches for kind "Thing" in version "example.org/v1"',)
+
+
+INVENTORY = [
+    "dev_a__ConfigMap",
+    "dev_gone_apps_Deployment",
+    "_edge_gateway.networking.k8s.io_GatewayClass",
+    "_system__gone_rbac.authorization.k8s.io_ClusterRole",
+]
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_what_flux_would_prune_is_removed(prune: bool) -> None:
+    same = Completed((), 0, "", "", 0.0)
+    # As kustomize renders what it does not know to stand outside namespaces.
+    gateway = {**thing("GatewayClass", "edge"), "apiVersion": "gateway.networking.k8s.io/v1"}
+    changes = against_cluster(Cluster(same, INVENTORY, prune), [applied(thing("ConfigMap", "a"), gateway)])
+    gone = ["apps.v1.Deployment.dev.gone", "rbac.authorization.k8s.io.v1.ClusterRole.system:gone"]
+    assert objects_of(changes) == ([(name, "removed") for name in gone] if prune else [])
 
 
 # As `kubectl diff` prints it.
