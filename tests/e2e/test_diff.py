@@ -19,10 +19,11 @@ def test_a_live_comparison_tells_what_a_change_adds_changes_and_takes_away(clone
     clone.edit(DEV, "FAIL_RATE=0", "FAIL_RATE=0.003")
     changed = make("kustomize-diff", root=clone.path, LIVE="1")
     assert changed.code == 0, changed.output
-    # A value of the configuration makes a ConfigMap of another name, which the pods then name; staging is not touched.
+    # A value of the configuration makes a ConfigMap of another name, which the pods and their role then name.
     assert told(changed.output) == [
         ("added", "v1.ConfigMap.dev.demo-app-config"),
         ("changed", "apps.v1.Deployment.dev.demo-app"),
+        ("changed", "rbac.authorization.k8s.io.v1.Role.dev.demo-app"),
         ("removed", "v1.ConfigMap.dev.demo-app-config"),
     ]
     assert '"0.003"' in changed.output
