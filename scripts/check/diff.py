@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-import tarfile
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from scripts.check.model import Rendered, Report, Resource, Stage
 from scripts.check.origin import split
 from scripts.check.renderer import Applied
 from scripts.check.runner import Options, check
+from scripts.check.scratch import scratch
 from scripts.errors import LabError, UsageError
 from scripts.git import git
 from scripts.kube import Kube, owner_labels
@@ -26,6 +26,8 @@ _MASK = "***"
 _CONTEXT_LINES = 3
 # Longer differences than this are cut in Markdown: a pull request's comment ends at 65,536 characters.
 _MARKDOWN_LINES = 400
+# Large files stay the pointers that Git has: nothing is downloaded for a check.
+_NO_LFS = ("-c", "filter.lfs.smudge=", "-c", "filter.lfs.process=", "-c", "filter.lfs.required=false")
 _FIELD_MANAGER = "kustomize-controller"
 
 
@@ -130,8 +132,7 @@ def against_revision(options: Options, base: str) -> list[EnvironmentChange]:
     """Return what the tree, as it lies on disk, changes against a Git revision."""
     options = replace(options, stages=(Stage.STRUCTURE, Stage.BUILD))
     after = _report(options, "the tree")
-    with tempfile.TemporaryDirectory(prefix="gitops-lab-diff-") as folder:
-        root = check_out(options.root, base, Path(folder))
+    with checked_out(options.root, base) as root:
         before = _report(replace(options, root=root, store_name=str(options.root.resolve())), base) if root else None
     if before is None:
         return compare((), after.rendered)
@@ -163,25 +164,26 @@ def _report(options: Options, what: str) -> Report:
     return report
 
 
-def check_out(root: Path, revision: str, into: Path) -> Path | None:
-    """Write a revision's files below a folder and return the tree's root in it; None if it has no such folder."""
+@contextmanager
+def checked_out(root: Path, revision: str) -> Iterator[Path | None]:
+    """Write a revision's files into a temporary folder; yields the tree's root in it, None if it has no such folder."""
     root = root.resolve()
     top = Path(git("rev-parse", "--show-toplevel", root=root).stdout.strip())
     commit = git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", check=False, root=root).stdout.strip()
     if not commit:
         raise UsageError(f"BASE={revision} is not a revision of {top}.", "name a branch, a tag or a commit")
-    archive = into / "archive.tar"
-    git("archive", f"--output={archive}", commit, root=top, timeout_s=120)
-    tree = into / "tree"
-    tree.mkdir()
-    with tarfile.open(archive) as tar:
-        # Links are kept as they are, out of the tree or not: the check tells of them, and follows none out.
-        tar.extractall(tree, filter="tar")
-    archive.unlink()
-    # Where a repository ends is told by its .git.
-    (tree / ".git").touch()
-    found = tree / root.relative_to(top)
-    return found if found.is_dir() else None
+    sizes = (line.split(maxsplit=4)[3] for line in git("ls-tree", "-r", "--long", commit, root=top).stdout.splitlines())
+    with scratch("revision", sum(int(size) for size in sizes if size.isdigit())) as folder:
+        tree = Path(folder) / "tree"
+        tree.mkdir()
+        # An index of its own: that of the working copy, and what is staged there, stay as they are.
+        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+        git("read-tree", commit, root=top, env=index)
+        git(*_NO_LFS, "checkout-index", "--all", f"--prefix={tree}/", root=top, env=index, timeout_s=120)
+        # Where a repository ends is told by its .git.
+        (tree / ".git").touch()
+        found = tree / root.relative_to(top)
+        yield found if found.is_dir() else None
 
 
 def against_cluster(kube: Kube, applied: Sequence[Applied]) -> list[EnvironmentChange]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from scripts import console
-from scripts.check.diff import check_out
+from scripts.check.diff import checked_out
 from scripts.check.model import Severity, Stage
 from scripts.check.report import closing_line, finding_lines
 from scripts.check.runner import Options, check
@@ -60,9 +59,8 @@ def pre_push(options: Callable[[], Options], lines: Iterator[str] | None = None)
     code = 0
     for commit in commits:
         wanted = replace(options(), stages=STAGES)
-        with tempfile.TemporaryDirectory(prefix="gitops-lab-push-") as folder:
-            # What is pushed is the commit, whatever lies in the working copy.
-            root = check_out(wanted.root, commit, Path(folder))
+        # What is pushed is the commit, whatever lies in the working copy.
+        with checked_out(wanted.root, commit) as root:
             if root is None:
                 continue
             report = check(replace(wanted, root=root, store_name=str(wanted.root.resolve()))).report

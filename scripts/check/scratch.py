@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 _IN_MEMORY = Path("/dev/shm")  # each folder in it is made by tempfile, for its owner alone
+_MOST_BYTES = 256 * 1024**2
 
 
-def scratch(purpose: str) -> tempfile.TemporaryDirectory[str]:
+def scratch(purpose: str, size: int = 0) -> tempfile.TemporaryDirectory[str]:
     """Return a temporary folder, in memory where there is such a place and TMPDIR names no other.
 
     A small file on a disk's file system takes 20 times as long, which for 100 overlays adds up to a second.
+
+    Args:
+        purpose: a word of the folder's name.
+        size: how many bytes will be written, where that may be many: too many, and it is a folder on a disk.
     """
-    in_memory = "TMPDIR" not in os.environ and _IN_MEMORY.is_dir() and os.access(_IN_MEMORY, os.W_OK | os.X_OK)
+    in_memory = (
+        "TMPDIR" not in os.environ
+        and _IN_MEMORY.is_dir()
+        and os.access(_IN_MEMORY, os.W_OK | os.X_OK)
+        and size <= min(_MOST_BYTES, shutil.disk_usage(_IN_MEMORY).free // 2)
+    )
     return tempfile.TemporaryDirectory(prefix=f"gitops-lab-{purpose}-", dir=_IN_MEMORY if in_memory else None)
