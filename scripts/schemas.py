@@ -140,14 +140,15 @@ def pruned(schema: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         schema: the schema, with all that it refers to in `$defs`.
         names: the fields' names.
     """
-    root = {key: value for key, value in schema.items() if key != "$defs"}
-    slim = _pruned(root, names)
+    definitions = schema.get("$defs", {})
+    slim = _pruned({key: value for key, value in schema.items() if key != "$defs"}, names)
     needed: dict[str, Any] = {}
     pending = list(_references(slim))
     while pending:
         name = pending.pop()
-        if name not in needed:
-            needed[name] = _pruned(schema["$defs"][name], names)
+        # A default may hold what looks like a reference.
+        if name in definitions and name not in needed:
+            needed[name] = _pruned(definitions[name], names)
             pending.extend(_references(needed[name]))
     return {**slim, "$defs": needed} if needed else dict(slim)
 

@@ -148,12 +148,14 @@ def test_pruning_knows_a_field_from_a_keyword_of_schemas() -> None:
         "properties": {
             "properties": {"type": "object", "properties": {"not": {"type": "string"}, "b": {"type": "string"}}},
             "items": {"type": "array", "items": {"type": "object", "properties": {"c": {"type": "integer"}}}},
+            "not": {"type": "object", "default": {"$ref": "other"}, "x-kubernetes-preserve-unknown-fields": True},
         },
     }}}]}}))  # fmt: skip
     slim = pruned(whole, {"properties", "not", "items"})
     assert slim["properties"]["properties"]["properties"] == {"not": {"type": "string"}, "b": {}}
     assert slim["properties"]["items"]["items"]["properties"] == {"c": {}}
     assert slim["properties"]["items"]["items"]["additionalProperties"] is False
+    assert slim["properties"]["not"]["default"] == {"$ref": "other"}
 
 
 def test_every_kind_of_kubernetes_has_a_schema_and_a_file_of_its_own(core: CoreSchemas) -> None:
