@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,9 @@ from typing import Any
 from scripts.errors import LabError
 
 TEMPLATE = "{{.Group}}_{{.ResourceKind}}_{{.ResourceAPIVersion}}.json"
+# Keywords that hold schemas: those that say which fields there are, and those that only judge values.
+_STRUCTURE = ("properties", "items", "additionalProperties")
+_JUNCTORS = ("anyOf", "oneOf", "allOf", "not")
 _REFERENCE = re.compile(r"^(?:/api/_definitions\.json)?#/\$defs/")
 # As kustomize and `flux install` print a CRD: good enough to know which one to read, which is then read properly.
 _GROUP = re.compile(r"^  group: [\"']?([\w.-]+)", re.MULTILINE)
@@ -154,18 +157,26 @@ def pruned(schema: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
 
 
 def _pruned(schema: Any, names: Collection[str]) -> Any:
-    if isinstance(schema, list):
-        return [_pruned(item, names) for item in schema]
+    if isinstance(schema, dict) and "properties" in schema:
+        # Known by its name still: what isn't named at all is refused.
+        schema = {**schema, "properties": {n: s if n in names else {} for n, s in schema["properties"].items()}}
+    return _with_inner(schema, lambda inner: _pruned(inner, names), _STRUCTURE + _JUNCTORS)
+
+
+def _with_inner(schema: Any, change: Callable[[Any], Any], keywords: Collection[str]) -> Any:
+    """Return a schema with the schemas changed that some of its keywords hold; fields named like one are fields."""
     if not isinstance(schema, dict):
         return schema
-    slim = dict(schema)
-    if "properties" in slim:
-        # Known by its name still: what isn't named at all is refused.
-        slim["properties"] = {n: _pruned(s, names) if n in names else {} for n, s in slim["properties"].items()}
-    for keyword in ("items", "additionalProperties", "anyOf", "oneOf", "allOf", "not"):
-        if keyword in slim:
-            slim[keyword] = _pruned(slim[keyword], names)
-    return slim
+    changed = dict(schema)
+    for keyword in keywords:
+        value = schema.get(keyword)
+        if isinstance(value, list):
+            changed[keyword] = [change(each) for each in value]
+        elif isinstance(value, dict) and keyword == "properties":
+            changed[keyword] = {name: change(each) for name, each in value.items()}
+        elif isinstance(value, dict):
+            changed[keyword] = change(value)
+    return changed
 
 
 def without_descriptions(text: str) -> str:
@@ -198,12 +209,14 @@ def crd_schemas(definition: Mapping[str, Any]) -> Iterator[tuple[ObjectKind, dic
 
 
 def _strict(schema: Any) -> Any:
-    """Refuse fields that a structural schema doesn't name, as the API server's strict validation does."""
-    if isinstance(schema, list):
-        return [_strict(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    strict = {k: _strict(v) for k, v in schema.items() if not (k == "description" and isinstance(v, str))}
+    """Refuse fields that a structural schema doesn't name, as the API server's strict validation does.
+
+    What stands under anyOf and the like only judges values: which fields there are is said beside it.
+    """
+    strict = _with_inner(schema, _strict, _STRUCTURE)
+    if not isinstance(strict, dict):
+        return strict
+    strict.pop("description", None)
     if strict.pop("x-kubernetes-int-or-string", False) is True:
         strict.pop("type", None)
         strict["anyOf"] = [{"type": "integer"}, {"type": "string"}]

@@ -97,6 +97,41 @@ def test_a_definition_gives_strict_schemas_of_its_served_versions() -> None:
     assert {"apiVersion", "kind", "metadata"} <= set(properties)
 
 
+def strict(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the strict schema of a definition's `spec`."""
+    whole = {"type": "object", "properties": {"spec": schema}}
+    version = {"name": "v1", "schema": {"openAPIV3Schema": whole}}
+    ((_, made),) = crd_schemas({"spec": {**CRD["spec"], "versions": [version]}})
+    return dict(made["properties"]["spec"])
+
+
+def test_a_field_named_like_a_keyword_is_a_field() -> None:
+    fields = (
+        "properties",
+        "additionalProperties",
+        "description",
+        "nullable",
+        "items",
+        "not",
+        "x-kubernetes-int-or-string",
+    )
+    of_text = {"type": "object", "properties": {name: {"type": "string", "description": "a text"} for name in fields}}
+    made = strict({**of_text, "description": "a text"})
+    assert made["properties"] == {name: {"type": "string"} for name in fields}
+    assert made["additionalProperties"] is False
+
+
+def test_what_only_judges_values_does_not_say_which_fields_there_are() -> None:
+    either = [{"properties": {"kind": {"enum": ["a"]}}, "required": ["a"]}, {"properties": {"kind": {"enum": ["b"]}}}]
+    names = ("kind", "a", "b")
+    made = strict({"type": "object", "properties": {n: {"type": "string"} for n in names}, "oneOf": either})
+    validator = Draft202012Validator(made)
+    assert validator.is_valid({"kind": "a", "a": "x"})
+    assert validator.is_valid({"kind": "b", "b": "x"})
+    assert not validator.is_valid({"kind": "a", "b": "x"})
+    assert not validator.is_valid({"kind": "b", "c": "x"})
+
+
 def test_what_a_definition_defines_is_read_from_its_text() -> None:
     text = "kind: CustomResourceDefinition\nspec:\n  group: example.com\n  names:\n    categories:\n    - all\n    kind: Widget\n"
     assert defined_kind(text) == ("example.com", "Widget")
