@@ -22,15 +22,9 @@ def environment_branch(environment: str) -> str:
     return MAIN_BRANCH if environment == "dev" else f"env/{environment}"
 
 
-def git(
-    *args: str | Path,
-    timeout_s: float = 30,
-    check: bool = True,
-    root: Path = ROOT,
-    env: Mapping[str, str] | None = None,
-) -> Completed:
-    """Run one `git` command in the working copy, with more variables if given."""
-    return run(["git", "-C", root, *args], timeout_s=timeout_s, check=check, env={**_ENV, **(env or {})})
+def git(*args: str | Path, timeout_s: float = 30, check: bool = True, root: Path = ROOT) -> Completed:
+    """Run one `git` command in the working copy."""
+    return run(["git", "-C", root, *args], timeout_s=timeout_s, check=check, env=_ENV)
 
 
 @dataclass(frozen=True)

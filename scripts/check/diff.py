@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import tarfile
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,8 +28,6 @@ _MASK = "***"
 _CONTEXT_LINES = 3
 # Longer differences than this are cut in Markdown: a pull request's comment ends at 65,536 characters.
 _MARKDOWN_LINES = 400
-# Large files stay the pointers that Git has: nothing is downloaded for a check.
-_NO_LFS = ("-c", "filter.lfs.smudge=", "-c", "filter.lfs.process=", "-c", "filter.lfs.required=false")
 _FIELD_MANAGER = "kustomize-controller"
 
 
@@ -172,18 +172,17 @@ def checked_out(root: Path, revision: str) -> Iterator[Path | None]:
     commit = git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", check=False, root=root).stdout.strip()
     if not commit:
         raise UsageError(f"BASE={revision} is not a revision of {top}.", "name a branch, a tag or a commit")
-    sizes = (line.split(maxsplit=4)[3] for line in git("ls-tree", "-r", "--long", commit, root=top).stdout.splitlines())
-    with scratch("revision", sum(int(size) for size in sizes if size.isdigit())) as folder:
-        tree = Path(folder) / "tree"
-        tree.mkdir()
-        # An index of its own: that of the working copy, and what is staged there, stay as they are.
-        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
-        git("read-tree", commit, root=top, env=index)
-        git(*_NO_LFS, "checkout-index", "--all", f"--prefix={tree}/", root=top, env=index, timeout_s=120)
-        # Where a repository ends is told by its .git.
-        (tree / ".git").touch()
-        found = tree / root.relative_to(top)
-        yield found if found.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="gitops-lab-archive-") as apart:
+        archive = Path(apart) / "archive.tar"
+        git("archive", f"--output={archive}", commit, root=top, timeout_s=120)
+        with scratch("revision", archive.stat().st_size) as folder:
+            with tarfile.open(archive) as tar:
+                # Links are kept as they are, out of the tree or not: the check tells of them, and follows none out.
+                tar.extractall(folder, filter="tar")
+            # Where a repository ends is told by its .git.
+            (Path(folder) / ".git").touch()
+            found = Path(folder) / root.relative_to(top)
+            yield found if found.is_dir() else None
 
 
 def against_cluster(kube: Kube, applied: Sequence[Applied]) -> list[EnvironmentChange]:

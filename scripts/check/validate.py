@@ -301,10 +301,15 @@ def _as_json(schema: Any) -> str:
 
 
 def _fields_of(resources: Iterable[Resource]) -> dict[ObjectKind, set[str]]:
-    """Return the names of all fields, at any depth, that the objects of each kind have."""
+    """Return the names of all fields, at any depth, that the objects of each kind have.
+
+    Kinds that kubeconform takes for the same (`Deployment` and `deployment`) share a schema's file, so they share the names.
+    """
     found: dict[ObjectKind, set[str]] = {}
+    by_file: dict[str, set[str]] = {}
     for resource in resources:
-        names = found.setdefault(ObjectKind.of(resource.api_version, resource.kind), set())
+        kind = ObjectKind.of(resource.api_version, resource.kind)
+        names = found[kind] = by_file.setdefault(kind.file_name, set())
         pending: list[Any] = [resource.data]
         while pending:
             value = pending.pop()

@@ -110,3 +110,12 @@ def test_git_calls_the_hook_and_heeds_it(repository: Path, tmp_path: Path) -> No
     assert called.startswith("-m scripts pre-push")
     assert "refs/heads/main" in called
     assert subprocess.run(["git", "-C", str(remote), "branch"], capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_a_revision_is_what_was_committed_whatever_the_working_copys_attributes_say(
+    repository: Path, chosen: Options
+) -> None:
+    (repository / ".gitattributes").write_text("*.yaml working-tree-encoding=UTF-16\n")
+    (repository / "tree" / "base" / "settings.yaml").write_text(config_map(data="level: debug"))
+    changes = against_revision(chosen, "HEAD")
+    assert {o.verb for c in changes for o in c.objects} == {"changed"}

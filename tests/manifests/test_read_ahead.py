@@ -148,3 +148,24 @@ def test_objects_of_a_kind_and_name_are_told_apart(tmp_path: Path) -> None:
         if f.stage.value == "schema"
     }
     assert told == {("wrong-type", "Service b/web"), ("schema-missing", "ThingList web")}
+
+
+@pytest.mark.parametrize("order", ["deployment.yaml, typo.yaml", "typo.yaml, deployment.yaml"])
+def test_a_kind_in_the_wrong_case_hides_no_error_of_another_object(order: str, tmp_path: Path) -> None:
+    """To kubeconform both are the same kind, with one file for its schema."""
+    meta = "metadata:\n  name: {}\n  namespace: a\n"
+    tree = write(
+        tmp_path / "tree",
+        {
+            "kustomization.yaml": HEAD + f"resources: [{order}]\n",
+            "deployment.yaml": "apiVersion: apps/v1\nkind: Deployment\n"
+            + meta.format("a")
+            + 'spec:\n  replicas: "4"\n',
+            "typo.yaml": "apiVersion: apps/v1\nkind: deployment\n" + meta.format("b"),
+        },
+    )
+    said = [f.message for f in check(options(tree, tmp_path / "cache")).report.findings if f.stage.value == "schema"]
+    assert any(m.startswith("spec.replicas: got string") for m in said), said
+    (tree / "typo.yaml").write_text("apiVersion: v1\nkind: ConfigMap\n" + meta.format("b"))
+    said = [f.message for f in check(options(tree, tmp_path / "cache")).report.findings if f.stage.value == "schema"]
+    assert any(m.startswith("spec.replicas: got string") for m in said), said
