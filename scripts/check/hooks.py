@@ -19,7 +19,6 @@ from scripts.outcome import Outcome
 from scripts.settings import ROOT
 
 _MARK = "# gitops-lab: checks the manifests of what is pushed; `git push --no-verify` leaves it out"
-_NO_COMMIT = "0" * 40
 # The dry run takes seconds; what it finds is found by `make kustomize-check` and by setup.
 STAGES = (Stage.STRUCTURE, Stage.BUILD, Stage.SCHEMA, Stage.LINT)
 
@@ -74,8 +73,8 @@ def pre_push(options: Callable[[], Options], lines: Iterator[str] | None = None)
 
 
 def _pushed_commits(lines: Iterator[str]) -> Iterator[str]:
-    """Yield the commits that git tells a pre-push hook of: local ref, commit, remote ref, commit."""
+    """Yield the commits that git tells a pre-push hook of: local ref, commit (zeros for none), remote ref, commit."""
     for line in lines:
         parts = line.split()
-        if len(parts) == 4 and parts[1] != _NO_COMMIT and not parts[2].startswith("refs/tags/"):
+        if len(parts) == 4 and parts[1].strip("0") and not parts[2].startswith("refs/tags/"):
             yield parts[1]

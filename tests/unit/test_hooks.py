@@ -54,6 +54,7 @@ def test_a_folder_of_hooks_of_ones_own_is_respected(repository: Path) -> None:
     [
         ("refs/heads/main abc refs/heads/main def", ["abc"]),
         (f"(delete) {'0' * 40} refs/heads/old def", []),
+        (f"(delete) {'0' * 64} refs/heads/old def", []),
         ("refs/tags/v1 abc refs/tags/v1 def", []),
         ("", []),
     ],
