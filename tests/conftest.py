@@ -18,7 +18,8 @@ _NEEDED_BYTES = 1024**3
 
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: a third of the tests' time is waiting for a process, a server or a deadline."""
-    return len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)) + 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:
