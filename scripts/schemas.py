@@ -82,13 +82,7 @@ class CoreSchemas:
         for field in ("$id", "$schema"):
             # As shipped, these send references to a web address.
             schema.pop(field, None)
-        needed: dict[str, Any] = {}
-        pending = list(_references(schema))
-        while pending:
-            name = pending.pop()
-            if name not in needed:
-                needed[name] = self._definitions[name]
-                pending.extend(_references(needed[name]))
+        needed = _referred(schema, self._definitions, lambda found: found)
         whole = _local({**schema, "$defs": needed})
         return dict(whole)
 
@@ -105,6 +99,19 @@ class CoreSchemas:
     def _file_of(self, kind: ObjectKind) -> Path:
         parts = [kind.kind.lower(), kind.group.partition(".")[0], kind.version]
         return self.folder / ("-".join(p for p in parts if p) + ".json")
+
+
+def _referred(schema: Any, definitions: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return the definitions, each changed, that a schema refers to, and those that they do then."""
+    needed: dict[str, Any] = {}
+    pending = list(_references(schema))
+    while pending:
+        name = pending.pop()
+        # A default may hold what looks like a reference.
+        if name in definitions and name not in needed:
+            needed[name] = change(definitions[name])
+            pending.extend(_references(needed[name]))
+    return needed
 
 
 def _references(schema: Any) -> Iterator[str]:
@@ -145,14 +152,7 @@ def pruned(schema: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """
     definitions = schema.get("$defs", {})
     slim = _pruned({key: value for key, value in schema.items() if key != "$defs"}, names)
-    needed: dict[str, Any] = {}
-    pending = list(_references(slim))
-    while pending:
-        name = pending.pop()
-        # A default may hold what looks like a reference.
-        if name in definitions and name not in needed:
-            needed[name] = _pruned(definitions[name], names)
-            pending.extend(_references(needed[name]))
+    needed = _referred(slim, definitions, lambda found: _pruned(found, names))
     return {**slim, "$defs": needed} if needed else dict(slim)
 
 

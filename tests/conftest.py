@@ -1,19 +1,18 @@
 """Shared by all tests: what a shell in the background does to signals is undone; many workers share what there is."""
 
 import os
-import shutil
 import signal
-from pathlib import Path
 
 import pytest
+
+from scripts.check.scratch import memory_for
 
 # A shell without job control starts what it puts into the background with SIGINT ignored, and so are its children:
 # tests of Ctrl-C would then interrupt nothing.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_IN_MEMORY = Path("/dev/shm")
-_NEEDED_BYTES = 1024**3
+_FILES_BYTES = 512 * 1024**2
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -24,7 +23,6 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Put the unit tests' twenty thousand small files into memory, where there is room; end-to-end tests have large ones."""
-    if not config.getoption("numprocesses", None) or "TMPDIR" in os.environ or not _IN_MEMORY.is_dir():
-        return
-    if os.access(_IN_MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(_IN_MEMORY).free > _NEEDED_BYTES:
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))
+    place = memory_for(_FILES_BYTES) if config.getoption("numprocesses", None) else None
+    if place:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(place))
